@@ -1,0 +1,147 @@
+"""What every backend gives: is it usable here, build an engine from a graph, open one, run it.
+
+The rest of the device half knows only this page. A new backend is a file beside it and a row in choose.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmf_edge.spec import BatchProfile, Precision
+
+FloatArray = NDArray[np.float32]
+# (fraction done 0..1 or None where unknown, what is going on)
+Progress = Callable[[float | None, str], None]
+
+
+def silent(fraction: float | None, message: str) -> None:
+    """A Progress that shows nothing."""
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The ONNX files that a bundle carries, by the key that says for whom: see Bundle.graphs.
+
+    Attributes:
+        folder: where the files lie; their weights lie beside them.
+        files: (form, opset) -> file name, where form is "portable" (standard ops) or "plugin" (fused GMA nodes).
+    """
+
+    folder: Path
+    files: Mapping[tuple[str, int], str]
+
+    def path(self, form: str, opset: int) -> Path:
+        """The file of that form and opset; KeyError where the bundle has none."""
+        return self.folder / self.files[form, opset]
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """What to build an engine from and for.
+
+    Attributes:
+        graphs: the bundle's ONNX files.
+        precision: what the graph was lowered to, and what the engine must prove that it runs.
+        profile: batch sizes.
+        image_size: (H, W) in pixels.
+        fp32_islands: names of layers that must stay FP32 (weakly typed builders need to be told).
+        use_plugin: whether the plugin form may be used.
+        options: the backend's own options, checked by it (for TensorRT: workspace_mib, timing_cache, ...).
+    """
+
+    graphs: Graphs
+    precision: Precision
+    profile: BatchProfile
+    image_size: tuple[int, int]
+    fp32_islands: tuple[str, ...] = ()
+    use_plugin: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One layer of a built engine, as the backend reports it."""
+
+    name: str
+    kind: str
+    precision: str
+    time_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What an opened engine says of itself.
+
+    Attributes:
+        backend: "onnxruntime" or "tensorrt".
+        version: of the backend.
+        device: the hardware's name.
+        form: "portable" or "plugin": which graph it was built from.
+        layers: as built, after the backend's own fusions.
+        precision_shares: share of the weighted layers (by time where it was measured) per precision, sums to 1.
+        notes: choices and fallbacks that the user should know, one sentence each.
+    """
+
+    backend: str
+    version: str
+    device: str
+    form: str
+    layers: tuple[LayerRecord, ...] = ()
+    precision_shares: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Engine(Protocol):
+    """An opened engine. Not thread-safe; use one per thread. A context manager: leaving it releases the engine."""
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What it is."""
+
+    def infer(self, images: FloatArray) -> FloatArray:
+        """Preprocessed images [B, 3, H, W], FP32 -> logits [B, classes], FP32.
+
+        Raises:
+            EngineError: wrong shape, or a batch size outside the profile.
+        """
+
+    def close(self) -> None:
+        """Release memory; further calls of infer raise EngineError."""
+
+    def __enter__(self) -> Engine: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class Backend(Protocol):
+    """One way to run a bundle."""
+
+    name: str
+
+    def missing(self) -> str | None:
+        """Why this backend cannot be used on this machine, or None where it can; never raises, never slow."""
+
+    def build(self, request: EngineRequest, out: Path, progress: Progress = silent) -> tuple[str, ...]:
+        """Build the engine into the folder `out`; the names of the files written there (the engine first), possibly none
+        where the backend runs the ONNX file itself.
+
+        Raises:
+            EngineError: the graph cannot be built.
+            PrecisionError: the engine does not run the precision asked for.
+            EnvironmentProblem: this machine cannot build it.
+        """
+
+    def open(self, request: EngineRequest, folder: Path, files: tuple[str, ...]) -> Engine:
+        """Open what build wrote.
+
+        Raises:
+            StaleArtifact: built on another device or version.
+            EngineError: damaged, or not an engine.
+            EnvironmentProblem: this machine cannot run it.
+        """
