@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gmf_edge.errors import SpecError
+from gmf_edge.image import Preprocess as Preprocess  # part of a request; image.py is the layer below
 
 NUM_STAGES = 4
 NUM_SEGMENTS = 5
@@ -219,47 +220,6 @@ GATES: dict[Precision, Gate] = {
 }
 
 IO_DTYPES = ("float32", "float16")
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """How a picture becomes a model input; see gmf_edge.image.
-
-    Attributes:
-        image_size: (H, W) of the model's input in pixels.
-        crop_pct: share of the resized short side that the centre crop keeps; upstream evaluates with 224 / 256 = 0.875.
-        mean, std: per channel (R, G, B) on the 0..1 scale.
-    """
-
-    image_size: tuple[int, int]
-    crop_pct: float = 0.875
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    interpolation: str = "bicubic"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.crop_pct <= 1:
-            raise SpecError(f"--crop-pct is {self.crop_pct}", "give a share above 0 and at most 1, such as 0.875")
-        if self.interpolation != "bicubic":
-            raise SpecError(f"interpolation {self.interpolation!r} is not known", "use bicubic")
-        if any(s <= 0 for s in self.std):
-            raise SpecError(f"std {self.std} is not positive", "use ImageNet's 0.229, 0.224, 0.225")
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists and numbers, for a manifest."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Preprocess:
-        """The inverse of to_json.
-
-        Raises:
-            SpecError: a field is missing or nonsense.
-        """
-        try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-        except TypeError as error:
-            raise SpecError(f"not a preprocessing spec: {error}", "the file was written by another version or edited") from error
 
 
 @dataclass(frozen=True)
