@@ -7,11 +7,11 @@ step            source
 RGB             torchvision ImageFolder's loader: Pillow's convert("RGB"). Alpha is dropped, not blended; the EXIF orientation is
                 NOT applied, because the training and evaluation pictures never had it applied. One departure: 16-bit grey is
                 scaled to 8 bits (its high byte, as Pillow itself reads 16-bit colour), where convert would clip it to white.
-size            scale = floor(H / crop_pct), timm's rule and upstream's int(256 / 224 * H) at 0.875: 64 -> 73, 224 -> 256, 384 -> 438.
+size            scale = floor(H / crop_pct), timm's rule, and at 0.875 upstream's int(256 / 224 * H): 64 -> 73, 224 -> 256.
 resize, H == W  torchvision Resize(int): short side = scale, long side = int(scale * long / short).
 resize, H != W  timm's rule for inputs that are not square: both sides shrink by the same factor min(h / scale_h, w / scale_w),
                 rounded, so that the picture covers (scale_h, scale_w); bicubic like the rest.
-centre crop     torchvision CenterCrop: top = round((h - H) / 2), ties to even; a picture smaller than the crop is padded with black.
+centre crop     torchvision CenterCrop: top = round((h - H) / 2), ties to even; what is smaller than the crop is padded with black.
 normalise       torchvision ToTensor and Normalize, in float32.
 
 B batch, H and W of the model's input, h and w of a picture, all in pixels.
@@ -66,7 +66,8 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if len(self.image_size) != 2 or any(side < 1 for side in self.image_size):
-            raise SpecError(f"image size {self.image_size} is not (height, width) in pixels", "give two positive integers, such as (224, 224)")
+            problem = f"image size {self.image_size} is not (height, width) in pixels"
+            raise SpecError(problem, "give two positive integers, such as (224, 224)")
         # written so that NaN is refused too
         if not 0 < self.crop_pct <= 1:
             raise SpecError(f"--crop-pct is {self.crop_pct}", "give a share above 0 and at most 1, such as 0.875")
@@ -135,7 +136,7 @@ def _as_rgb(image: Image.Image, name: str) -> Image.Image:
     """convert("RGB"), except for 16-bit grey, which is scaled; see the module."""
     # Pillow reads 16-bit PNG and PGM as mode I in some versions and as I;16 in others; mode I of a TIFF is really 32-bit
     if image.mode in SIXTEEN_BIT_MODES or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        high_byte = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8      # [h, w]
+        high_byte = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8  # [h, w]
         return Image.fromarray(high_byte.astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise DataError(f"{name} has 32-bit pixels, whose range is not defined", "save it with 8 bits a channel")
@@ -187,10 +188,10 @@ def input_array(image: Image.Image, preprocess: Preprocess, name: str = "the pic
     _refuse_too_large(width, height, f"{name} is {image.width} x {image.height}; resized it would have")
     if (height, width) != (image.height, image.width):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-    pixels = np.asarray(center_crop(image, *preprocess.image_size))                 # uint8 [H, W, 3]
+    pixels = np.asarray(center_crop(image, *preprocess.image_size))  # uint8 [H, W, 3]
     unit = pixels.astype(np.float32) / np.float32(255)
     normal = (unit - np.asarray(preprocess.mean, np.float32)) / np.asarray(preprocess.std, np.float32)
-    return np.ascontiguousarray(normal.transpose(2, 0, 1))                          # [3, H, W]
+    return np.ascontiguousarray(normal.transpose(2, 0, 1))  # [3, H, W]
 
 
 def input_from_file(source: Path | bytes, preprocess: Preprocess, name: str | None = None) -> Float32Array:
@@ -241,7 +242,7 @@ def _batches_in_order(sources: Iterator[Callable[[], Float32Array]], batch_size:
                 batch.append(ahead.popleft().result())
                 ahead.extend(pool.submit(source) for source in islice(sources, 1))
                 if len(batch) == batch_size or not ahead:
-                    stacked = np.stack(batch)                                       # [B, 3, H, W]
+                    stacked = np.stack(batch)  # [B, 3, H, W]
                     batch = []
                     yield stacked
         finally:
