@@ -58,7 +58,9 @@ def torchvision_eval(image: Image.Image, size: int, resize: int) -> np.ndarray:
     return ((pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).transpose(2, 0, 1)
 
 
-@pytest.mark.parametrize(("size", "crop_pct", "resize"), [(224, 0.875, 256), (64, 0.875, 73), (384, 0.875, 438), (32, 1.0, 32), (384, 1.0, 384)])
+@pytest.mark.parametrize(
+    ("size", "crop_pct", "resize"), [(224, 0.875, 256), (64, 0.875, 73), (384, 0.875, 438), (32, 1.0, 32), (384, 1.0, 384)]
+)
 def test_scale_size_is_the_known_number(size: int, crop_pct: float, resize: int) -> None:
     assert Preprocess((size, size), crop_pct).scale_size == (resize, resize)
     if crop_pct == 0.875:
@@ -103,7 +105,8 @@ def test_resized_picture_always_covers_the_crop(image_size: tuple[int, int], cro
     for height in SIDES:
         for width in SIDES:
             resized = resized_size(height, width, preprocess)
-            assert resized[0] >= image_size[0] and resized[1] >= image_size[1]
+            assert resized[0] >= image_size[0]
+            assert resized[1] >= image_size[1]
 
 
 @pytest.mark.parametrize(("side", "first"), [(64, 0), (65, 0), (66, 1), (67, 2), (69, 2), (71, 4), (73, 4)])
@@ -112,7 +115,8 @@ def test_center_crop_starts_where_torchvisions_rounding_puts_it(side: int, first
     ramp = Image.fromarray(np.broadcast_to(np.arange(side, dtype=np.uint8)[:, None, None], (side, side, 3)).copy())
     cropped = np.asarray(center_crop(ramp, 64, 64))
     assert cropped.shape == (64, 64, 3)
-    assert cropped[0, 0, 0] == first and cropped[-1, -1, 0] == first + 63
+    assert cropped[0, 0, 0] == first
+    assert cropped[-1, -1, 0] == first + 63
 
 
 def test_center_crop_pads_a_smaller_picture_with_black_and_the_odd_pixel_last() -> None:
@@ -135,7 +139,9 @@ def test_center_crop_pads_one_side_and_crops_the_other() -> None:
 def test_input_array_equals_torchvisions_evaluation(height: int, width: int) -> None:
     image = noise(height, width)
     array = input_array(image, Preprocess((64, 64)))
-    assert array.shape == (3, 64, 64) and array.dtype == np.float32 and array.flags.c_contiguous
+    assert array.shape == (3, 64, 64)
+    assert array.dtype == np.float32
+    assert array.flags.c_contiguous
     np.testing.assert_allclose(array, torchvision_eval(image, 64, 73), rtol=0, atol=5e-7)
 
 
@@ -181,7 +187,9 @@ def test_rgb_image_is_convert_rgb_in_every_8_bit_mode(mode: str) -> None:
 def test_rgb_image_reads_a_cmyk_jpeg() -> None:
     data = encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)
     red, green, blue = rgb_image(data).getpixel((8, 8))
-    assert red > 240 and green < 15 and blue < 15
+    assert red > 240
+    assert green < 15
+    assert blue < 15
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
@@ -249,7 +257,8 @@ def test_missing_file_and_folder_are_errors(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_decompression_bomb_is_refused_before_it_is_decoded(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(Image.new("1", (side, side)), "PNG")
-    assert side * side > MAX_PIXELS and len(data) < 100_000
+    assert side * side > MAX_PIXELS
+    assert len(data) < 100_000
     monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("the bomb was decoded"))
     with pytest.raises(DataError, match=r"bomb\.png has .*scale it down"):
         rgb_image(data, "bomb.png")
