@@ -1,0 +1,160 @@
+"""The model against a second forward pass, written for this test from the paper: functions of a state dict, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gmf_edge.errors import SpecError
+from gmf_edge.model.groupmixformer import GroupMixFormer, random_model
+from gmf_edge.spec import VARIANTS, ModelSpec
+
+# five small widths that differ, so that a mixed-up stage cannot fit by chance
+SMALL = ((40, 60, 80, 100), (2, 1, 2, 1), (4, 2, 3, 1))
+
+
+class PaperForward:
+    """GroupMixFormer of arXiv 2311.15157 with upstream's parameter names; q, k and v are stacked on a leading axis."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        self.state = {name: value.double() for name, value in state.items()}
+
+    def batch_norm(self, x: Tensor, name: str) -> Tensor:
+        s = self.state
+        gain = s[f"{name}.weight"] / torch.sqrt(s[f"{name}.running_var"] + 1e-5)
+        return (x - s[f"{name}.running_mean"].view(-1, 1, 1)) * gain.view(-1, 1, 1) + s[f"{name}.bias"].view(-1, 1, 1)
+
+    def conv(self, x: Tensor, name: str, stride: int = 1, depthwise: bool = False) -> Tensor:
+        weight = self.state[f"{name}.weight"]
+        return F.conv2d(
+            x, weight, self.state.get(f"{name}.bias"), stride, weight.shape[-1] // 2, groups=x.shape[1] if depthwise else 1
+        )
+
+    def separable(self, x: Tensor, name: str, stride: int = 1) -> Tensor:
+        return self.conv(self.conv(x, f"{name}.conv1", stride, depthwise=True), f"{name}.pointwise_conv")
+
+    def linear(self, x: Tensor, name: str) -> Tensor:
+        return x @ self.state[f"{name}.weight"].T + self.state[f"{name}.bias"]
+
+    def layer_norm(self, x: Tensor, name: str, epsilon: float) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        scaled = centred / torch.sqrt(centred.square().mean(-1, keepdim=True) + epsilon)
+        return scaled * self.state[f"{name}.weight"] + self.state[f"{name}.bias"]
+
+    def attention(self, x: Tensor, name: str, height: int, width: int) -> Tensor:
+        batch, tokens, channels = x.shape
+        segment, head = channels // 5, channels // 10
+        qkv = self.linear(x, f"{name}.qkv").view(batch, tokens, 3, channels).permute(2, 0, 3, 1)
+        maps = qkv.reshape(3 * batch, channels, height, width)  # q of every image, then k, then v
+        agg = f"{name}.aggregator"
+        groups = [self.batch_norm(maps[:, :segment], f"{agg}.norm0")]
+        for i in (1, 2, 3):
+            part = maps[:, i * segment : (i + 1) * segment]
+            groups.append(self.batch_norm(self.separable(part, f"{agg}.agg{i}"), f"{agg}.norm{i}"))
+        q, k, v = F.hardswish(torch.cat(groups, 1)).view(3, batch, 8, head, tokens).transpose(3, 4)  # [B, 8, N, d]
+
+        last = maps[:, 4 * segment :].view(3, batch, segment, height, width).transpose(0, 1)
+        local = self.separable(last.reshape(batch, 3 * segment, height, width), f"{agg}.agg0.conv")
+        local = F.hardswish(self.layer_norm(local.flatten(2).transpose(1, 2), f"{agg}.agg0.norm", 1e-5))  # [B, N, S]
+
+        weight = k.exp() / k.exp().sum(2, keepdim=True)
+        attended = (channels // 8) ** -0.5 * torch.einsum("bhnk,bhmk,bhmv->bhnv", q, weight, v)
+        v_maps = v.transpose(2, 3).reshape(batch, 8 * head, height, width)
+        position = [
+            self.conv(part, f"{name}.crpe.conv_list.{i}", depthwise=True)
+            for i, part in enumerate(v_maps.split([2 * head, 3 * head, 3 * head], 1))
+        ]
+        position_tokens = torch.cat(position, 1).view(batch, 8, head, tokens).transpose(2, 3)
+        mixed = (attended + q * position_tokens).transpose(1, 2).reshape(batch, tokens, 8 * head)
+        return self.linear(torch.cat([mixed, local], 2), f"{name}.proj")
+
+    def block(self, x: Tensor, name: str) -> Tensor:
+        height, width = x.shape[2:]
+        x = x + self.conv(x, f"{name}.cpe.proj", depthwise=True)
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = tokens + self.attention(self.layer_norm(tokens, f"{name}.norm1", 1e-6), f"{name}.att", height, width)
+        hidden = self.linear(self.layer_norm(tokens, f"{name}.norm2", 1e-6), f"{name}.mlp.fc1")
+        hidden = 0.5 * hidden * (1 + torch.erf(hidden / 2**0.5))
+        tokens = tokens + self.linear(hidden, f"{name}.mlp.fc2")
+        return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        x = images.double()
+        for i in (1, 2):
+            x = F.hardswish(self.batch_norm(self.conv(x, f"conv_stem.proj{i}", 2), f"conv_stem.norm{i}"))
+        for stage in range(4):
+            embed = f"patch_embed_layers.{stage}"
+            x = F.hardswish(self.batch_norm(self.separable(x, f"{embed}.proj", 2 if stage else 1), f"{embed}.norm"))
+            block = 0
+            while f"groupmixformer_backbone.{stage}.gma_stage.{block}.norm1.weight" in self.state:
+                x = self.block(x, f"groupmixformer_backbone.{stage}.gma_stage.{block}")
+                block += 1
+        return self.linear(self.batch_norm(x, "norm4").mean((2, 3)), "head")
+
+
+def drawn_images(batch: int, height: int, width: int) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize(("batch", "size"), [(1, (64, 64)), (2, (256, 192)), (3, (96, 160)), (1, (32, 32))], ids=str)
+@pytest.mark.parametrize("classes", [1, 10, 37])
+def test_logits_equal_the_paper_in_float64(batch: int, size: tuple[int, int], classes: int) -> None:
+    model = random_model(ModelSpec("custom", *SMALL, classes, size), seed=classes)
+    images = drawn_images(batch, *size)
+    with torch.no_grad():
+        logits = model(images)
+        exact = PaperForward(model.state_dict())(images)
+    assert logits.shape == (batch, classes)
+    assert float((logits - exact).abs().max()) <= 1e-5 * float(exact.abs().max())
+
+
+def test_mobile_logits_equal_the_paper_in_float64() -> None:
+    model = random_model(ModelSpec.of("mobile", 10, (64, 64)), seed=0)
+    images = drawn_images(2, 64, 64)
+    with torch.no_grad():
+        logits, exact = model(images), PaperForward(model.state_dict())(images)
+    assert float((logits - exact).abs().max()) <= 1e-5 * float(exact.abs().max())
+
+
+def test_an_image_has_the_same_logits_alone_and_in_a_batch() -> None:
+    model = random_model(ModelSpec("custom", *SMALL, 10, (64, 64)), seed=1)
+    images = drawn_images(9, 64, 64)
+    with torch.no_grad():
+        together = model(images)
+        alone = torch.cat([model(image[None]) for image in images])
+    assert float((together - alone).abs().max()) <= 1e-5 * float(alone.abs().max())
+
+
+# counted from upstream's code with the rows of its configuration files; the paper says 5.7, 11.0, 22.4, 45.8 and 70.3 million
+@pytest.mark.parametrize(
+    ("variant", "parameters"),
+    [("mobile", 5_733_120), ("tiny", 10_949_152), ("small", 22_421_320), ("base", 45_827_272), ("large", 71_833_648)],
+)
+def test_the_parameters_are_as_many_as_upstreams(variant: str, parameters: int) -> None:
+    with torch.device("meta"):
+        model = GroupMixFormer(ModelSpec.of(variant))
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_random_models_are_drawn_from_their_seed_alone() -> None:
+    spec = ModelSpec.of("pico", 10, (64, 64))
+    before = torch.random.get_rng_state()
+    first, again, other = random_model(spec, 3), random_model(spec, 3), random_model(spec, 4)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert not first.training
+    weights = first.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in again.state_dict().items())
+    assert not torch.equal(other.head.weight, first.head.weight)
+
+
+@pytest.mark.parametrize("size", [(100, 100), (64, 0), (64, 65), (16, 32)], ids=str)
+def test_a_size_that_is_no_multiple_of_32_is_refused_with_one_that_is(size: tuple[int, int]) -> None:
+    with pytest.raises(SpecError, match="use a multiple of 32, such as"):
+        ModelSpec.of("pico", image_size=size)
+
+
+def test_every_variant_is_named_in_the_table_and_can_be_specified() -> None:
+    for name in VARIANTS:
+        assert ModelSpec.of(name).variant == name
