@@ -236,15 +236,16 @@ def input_batches(
 def _batches_in_order(sources: Iterator[Callable[[], Float32Array]], batch_size: int, workers: int) -> Iterator[Float32Array]:
     with ThreadPoolExecutor(workers, thread_name_prefix="pictures") as pool:
         ahead: deque[Future[Float32Array]] = deque(pool.submit(source) for source in islice(sources, 2 * workers))
-        batch: list[Float32Array] = []
         try:
             while ahead:
-                batch.append(ahead.popleft().result())
-                ahead.extend(pool.submit(source) for source in islice(sources, 1))
-                if len(batch) == batch_size or not ahead:
-                    stacked = np.stack(batch)  # [B, 3, H, W]
-                    batch = []
-                    yield stacked
+                first = ahead[0].result()
+                batch = np.empty((batch_size, *first.shape), np.float32)  # [B, 3, H, W]
+                filled = 0
+                while ahead and filled < batch_size:
+                    batch[filled] = ahead.popleft().result()
+                    filled += 1
+                    ahead.extend(pool.submit(source) for source in islice(sources, 1))
+                yield batch[:filled]
         finally:
             for future in ahead:
                 future.cancel()
