@@ -1,17 +1,21 @@
 """GmfGroupMixAttention as three Triton kernels: pack_weights, aggregate (A), attend (B).
 
-The operator and its letters: gmf_edge/ops/group_mix_attention.py. Segments are independent (segment s of q, k, v holds exactly heads 2s
-and 2s + 1), so a program works on one segment and one range of tokens, and qkv is read and the output written about once.
+The operator and its letters: gmf_edge/ops/group_mix_attention.py. Segments are independent (segment s of q, k, v holds
+exactly heads 2s and 2s + 1), so a program works on one segment and one range of tokens.
 
-pack_weights  the 19 weights -> `vectors` [VECTOR_ROWS, P] FP32, a row per window tap, and `matrices` [6, P, P], padded with zeros to
-              P = S rounded up to a power of two: a tap's weights are then one contiguous load without a mask.
-aggregate     segments 0..3: v' -> scratch; k' stays in registers: running softmax over the tokens of one split, that is the maximum m,
-              the sum l and the context exp(k' - m).T @ v', in FP32, to `partials`. Segment 4: x_agg0, straight into the output.
+pack_weights  the 19 weights -> `vectors` [VECTOR_ROWS, P] FP32, a row per window tap, and `matrices` [6, P, P], padded with
+              zeros to P = S rounded up to a power of two: a tap's weights are then one contiguous load without a mask.
+aggregate     segments 0..3: v' -> scratch; k' stays in registers: running softmax over the tokens of one split, that is the
+              maximum m, the sum l and the context exp(k' - m).T @ v', in FP32, to `partials`.
+              Segment 4: x_agg0, straight into the output.
 attend        merges the splits' partials exactly; out = q' @ (context * scale / l) + q' * (CRPE(v') + bias).
 
 Arithmetic: loads and tensor-core operands in the type of qkv; all sums, softmax statistics and LayerNorm in FP32.
 Shapes: qkv [B, N, 3C], scratch [B, N, 4S], partials [B, splits, 4, S * (2 + d)] FP32, output [B, N, C]; see layout.py.
 """
+
+# mypy: disable-error-code="untyped-decorator,no-untyped-def"
+# (a kernel's arguments are pointers and scalars of the GPU language, not Python values)
 
 from __future__ import annotations
 

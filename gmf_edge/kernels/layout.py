@@ -44,6 +44,24 @@ def padded_dim(segment_dim: int) -> int:
 
 
 @dataclass(frozen=True)
+class Tile:
+    """Compile-time shape of a program: `tokens` at once, `warps` of 32 threads, `stages` of software pipelining."""
+
+    tokens: int
+    warps: int
+    stages: int
+
+
+def tile_of(segment_dim: int) -> Tile:
+    """The tile for a width: the largest at which ptxas spills nothing on sm_87 (gmf_edge/kernels/README.md holds the table).
+
+    One stage: a second one multiplies the shared memory and the loops over taps have little to prefetch.
+    """
+    padded = padded_dim(segment_dim)
+    return Tile(tokens=64 if padded <= 64 else 32, warps=4 if padded <= 16 else 8, stages=1)
+
+
+@dataclass(frozen=True)
 class Geometry:
     """One launch of the kernels.
 

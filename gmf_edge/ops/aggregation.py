@@ -68,7 +68,8 @@ def aggregate(
 
     Args:
         qkv: [B, N, 3C], segment-major: channel s * 3S + t * S + c holds segment s of t in (q, k, v).
-        weights: the operator's inputs by name (group_mix_attention.INPUT_NAMES); read here: depthwise_*, pointwise_*, bias_*, norm_*.
+        weights: the operator's inputs by name (group_mix_attention.INPUT_NAMES); read here: depthwise_*, pointwise_*, bias_*,
+            norm_*.
         height, width: H, W.
         epsilon: of the LayerNorm.
 

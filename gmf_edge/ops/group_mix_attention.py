@@ -10,7 +10,7 @@ qkv [B, N, 3C] is segment-major: channel s * 3S + t * S + c holds channel c of s
 already in the qkv Linear, those of segments 1, 2, 3 in pointwise_i and bias_i. Output [B, N, C]: 4S channels of attention,
 head-major (segment s holds heads 2s and 2s + 1), then S channels of x_agg0.
 
-This file holds the contract (names, shapes, attributes), `reference` in float64 and `function_body`, the same as an ONNX local function.
+This file holds the contract (names, shapes, attributes), `reference` in float64 and `function_body`, the ONNX local function.
 """
 
 from __future__ import annotations
@@ -136,15 +136,15 @@ def reference(inputs: dict[str, NDArray[Any]], height: int, width: int, scale: f
 def function_body(opset: int) -> onnx.FunctionProto:
     """The operator as an ONNX local function of standard operators, for every width, size and batch.
 
-    Inside it is channel-first: one transpose in, one out. q, k and v of a segment run as the groups of one convolution, which keeps the
-    batch free (upstream stacks them on the batch axis). The type of `qkv` decides the arithmetic, except that the softmax over tokens and
-    the context run in FLOAT: a mass of 1 / N leaves half precision's normal range at large N.
+    Inside it is channel-first: one transpose in, one out. q, k and v of a segment run as the groups of one convolution, which
+    keeps the batch free (upstream stacks them on the batch axis). The type of `qkv` decides the arithmetic, except that the
+    softmax over tokens and the context run in FLOAT: a mass of 1 / N leaves half precision's normal range at large N.
 
     Args:
         opset: of the standard domain; OPSETS are tested.
 
     Returns:
-        A function named OP_TYPE in DOMAIN with inputs INPUT_NAMES, output OUTPUT_NAME and attributes ATTRIBUTE_NAMES (all required).
+        A function named OP_TYPE in DOMAIN: inputs INPUT_NAMES, output OUTPUT_NAME, attributes ATTRIBUTE_NAMES (all required).
 
     Raises:
         SpecError: an opset without LayerNormalization.

@@ -1,7 +1,7 @@
 """out = scale * q @ (softmax(k, over tokens).T @ v) + q * (depthwise_{3,5,7}(v) + bias), in float64, written to be read.
 
 Source: GroupMixFormer (arXiv 2311.15157), models/groupmixformer.py, EfficientAtt.forward and ConvRelPosEnc (CRPE).
-Letters: B batch, H, W feature map, N = H * W tokens, S channels of a segment, d = S / 2 channels of a head, 8 heads over 4S channels.
+Letters: B batch, H, W feature map, N = H * W tokens, S channels of a segment, d = S / 2 of a head, 8 heads over 4S channels.
 """
 
 from __future__ import annotations

@@ -1,0 +1,278 @@
+"""The Triton kernels of GmfGroupMixAttention against the float64 reference.
+
+FP32 has to be close, FP16 at most twice as far as plain FP16 code. All memory that the kernels must write starts as NaN.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+from torch import Tensor  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+import gmf_edge.kernels  # noqa: E402
+from gmf_edge.errors import KernelError  # noqa: E402
+from gmf_edge.kernels.layout import MAX_SPLITS, plan  # noqa: E402
+from gmf_edge.kernels.run import group_mix_attention  # noqa: E402
+from gmf_edge.model.groupmixformer import Attention, GroupMixFormer, random_model  # noqa: E402
+from gmf_edge.ops import group_mix_attention as op  # noqa: E402
+from gmf_edge.spec import ModelSpec  # noqa: E402
+
+# an error below this share of the signal is not worth a comparison of two roundings
+FLOOR = 1e-4
+
+
+def tensors(channels: int, batch: int, tokens: int, dtype: torch.dtype, device: str, seed: int = 0) -> dict[str, Tensor]:
+    inputs = op.random_inputs(np.random.default_rng(seed), channels, batch, tokens)
+    return {name: torch.from_numpy(value).to(dtype).to(device) for name, value in inputs.items()}
+
+
+def exact(inputs: dict[str, Tensor], height: int, width: int) -> NDArray[np.float64]:
+    channels = inputs["qkv"].shape[2] // 3
+    attributes = op.node_attributes(height, width, channels)
+    arrays = {name: value.cpu().double().numpy() for name, value in inputs.items()}
+    return op.reference(arrays, height, width, float(attributes["scale"]), float(attributes["epsilon"]))
+
+
+def plain(x: dict[str, Tensor], height: int, width: int) -> Tensor:
+    """The operator in ordinary torch calls, every intermediate rounded to the type of qkv."""
+    batch, tokens, stacked = x["qkv"].shape
+    channels = stacked // 3
+    maps = x["qkv"].transpose(1, 2).reshape(batch, 5, 3, channels // 5, height, width)
+    mixed = []
+    for t in range(3):
+        parts = [F.hardswish(maps[:, 0, t])]
+        for i, window in ((1, 3), (2, 5), (3, 7)):
+            spread = F.conv2d(maps[:, i, t], x[f"depthwise_{i}"], padding=window // 2, groups=channels // 5)
+            parts.append(F.hardswish(F.conv2d(spread, x[f"pointwise_{i}"], x[f"bias_{i}"])))
+        mixed.append(torch.cat(parts, 1))
+    local = F.conv2d(maps[:, 4].flatten(1, 2), x["depthwise_0"], padding=1, groups=3 * channels // 5)
+    local = F.conv2d(local, x["pointwise_0"]).flatten(2).transpose(1, 2)
+    local = F.hardswish(F.layer_norm(local, (channels // 5,), x["norm_weight"], x["norm_bias"], op.LAYER_NORM_EPSILON))
+    q, k, v = (m.reshape(batch, 8, channels // 10, tokens) for m in mixed)
+    out = (channels / 8) ** -0.5 * ((v @ k.softmax(3).transpose(2, 3)) @ q)
+    head_dim = channels // 10
+    v_parts = mixed[2].split([2 * head_dim, 3 * head_dim, 3 * head_dim], 1)
+    position = [
+        F.conv2d(part, x[f"crpe_weight_{w}"], x[f"crpe_bias_{w}"], padding=w // 2, groups=part.shape[1])
+        for part, w in zip(v_parts, (3, 5, 7), strict=True)
+    ]
+    out = out + q * torch.cat(position, 1).reshape(q.shape)
+    return torch.cat([out.reshape(batch, -1, tokens).transpose(1, 2), local], 2)
+
+
+def distance(got: Tensor, truth: NDArray[np.float64]) -> float:
+    """Relative L2 distance; infinite where anything is not a number."""
+    value = float(np.linalg.norm(got.cpu().double().numpy() - truth) / np.linalg.norm(truth))
+    return value if np.isfinite(value) else float("inf")
+
+
+def kernels_are_right(inputs: dict[str, Tensor], height: int, width: int, **launch: int) -> bool:
+    """The tolerance of this project: error(kernel) <= 2 * error(plain code of the same type) + floor, both against float64."""
+    truth = exact(inputs, height, width)
+    got = group_mix_attention(inputs, height, width, fill=float("nan"), **launch)
+    floor = FLOOR if got.dtype == torch.float16 else 1e-6
+    return distance(got, truth) <= 2 * distance(plain(inputs, height, width), truth) + floor
+
+
+# (C, H, W, B, tokens of a tile, multiprocessors); the last two decide into how many tiles and splits the tokens fall
+SHAPES = [
+    (40, 7, 7, 2, 64, 1),  # one tile, one split
+    (40, 9, 5, 1, 16, 8),  # three splits of one tile
+    (40, 1, 3, 2, 16, 8),  # a map narrower than every window
+    (80, 5, 13, 1, 32, 1),  # a split of two tiles, the last with a single token
+    (80, 14, 14, 1, 64, 4),
+    (160, 7, 7, 1, 64, 1),
+    (200, 3, 5, 1, 16, 1),
+    (240, 2, 11, 1, 32, 1),
+    (320, 5, 3, 1, 16, 8),
+    (360, 3, 3, 1, 16, 1),
+    (480, 2, 7, 1, 16, 1),
+]
+
+
+@pytest.mark.parametrize(("channels", "height", "width", "batch", "tile", "processors"), SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=["fp16", "fp32"])
+def test_kernels_match_the_reference(
+    channels: int, height: int, width: int, batch: int, tile: int, processors: int, dtype: torch.dtype, device: str
+) -> None:
+    inputs = tensors(channels, batch, height * width, dtype, device)
+    assert kernels_are_right(inputs, height, width, tile_tokens=tile, multiprocessors=processors)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize(("channels", "size"), [(80, 56), (160, 28), (320, 14), (320, 7), (480, 7), (40, 13)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_kernels_match_the_reference_on_a_gpu_at_real_sizes(channels: int, size: int, dtype: torch.dtype) -> None:
+    inputs = tensors(channels, 2, size * size, dtype, "cuda")
+    truth = exact(inputs, size, size)
+    got = group_mix_attention(inputs, size, size, fill=float("nan"))
+    assert distance(got, truth) <= 2 * distance(plain(inputs, size, size), truth) + FLOOR
+
+
+def test_values_that_overflow_plain_half_precision_come_out_right(device: str) -> None:
+    inputs = tensors(40, 1, 49, torch.float16, device)
+    # segment 3's pointwise sums pass FP16's range below zero, where HardSwish is 0: plain code stores -inf and multiplies it by 0
+    inputs["bias_3"].fill_(-64000.0)
+    inputs["pointwise_3"] *= 1000.0
+    truth = exact(inputs, 7, 7)
+    assert not torch.isfinite(plain(inputs, 7, 7)).all()
+    got = group_mix_attention(inputs, 7, 7, tile_tokens=64, fill=float("nan"))
+    assert distance(got, truth) <= 1e-3
+
+
+def test_the_softmax_survives_large_keys(device: str) -> None:
+    inputs = tensors(40, 1, 45, torch.float16, device)
+    # exp(90) is infinite in FP32: without the running maximum the sums would be
+    inputs["bias_1"] += 90.0
+    inputs["qkv"][..., 8:16] *= 30.0
+    assert kernels_are_right(inputs, 9, 5, tile_tokens=16, multiprocessors=8)
+
+
+def test_splitting_the_tokens_changes_rounding_only(device: str) -> None:
+    inputs = tensors(40, 1, 63, torch.float32, device)
+    whole = group_mix_attention(inputs, 7, 9, tile_tokens=64, fill=float("nan"))
+    parts = group_mix_attention(inputs, 7, 9, tile_tokens=16, multiprocessors=64, fill=float("nan"))
+    assert plan(1, 63, 8, 16, 64).splits == 4
+    assert distance(parts, whole.cpu().double().numpy()) < 1e-6
+
+
+def test_plan_covers_every_token_once_without_empty_splits() -> None:
+    for tokens in (1, 49, 63, 64, 65, 196, 784, 3136, 9216):
+        for batch in (1, 3, 64):
+            for processors in (1, 16, 132):
+                geometry = plan(batch, tokens, 16, 64, processors)
+                per_split = geometry.tiles_per_split * 64
+                assert 1 <= geometry.splits <= MAX_SPLITS
+                assert (geometry.splits - 1) * per_split < tokens <= geometry.splits * per_split
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("bias_2", lambda t: t[:-1], "expected"),
+        ("bias_2", lambda t: t.double(), "convert"),
+        ("qkv", lambda t: t.transpose(1, 2).contiguous().transpose(1, 2), "contiguous"),
+    ],
+)
+def test_wrong_inputs_are_refused(name: str, change: object, message: str, device: str) -> None:
+    inputs = tensors(40, 1, 9, torch.float16, device)
+    inputs[name] = change(inputs[name])  # type: ignore[operator]
+    with pytest.raises(KernelError, match=message):
+        group_mix_attention(inputs, 3, 3)
+
+
+# a kernel broken in one place each: the line, what becomes of it, and the shape at which it must be noticed
+MUTATIONS = {
+    "the 7x7 window's last row is skipped": ("for dy in range(K):", "for dy in range(K - K // 7):"),
+    "a 7x7 tap is one to the left": ("(dx - K // 2) * stride", "(dx - K // 2 - (K == 7) * (dx == 0)) * stride"),
+    "splits are merged without rescaling": ("before = tl.exp(maximum - higher)", "before = tl.exp(maximum - maximum)"),
+    "tiles are merged without rescaling the context": (
+        "context * rescale[:, None]",
+        "context * tl.exp(rescale - rescale)[:, None]",
+    ),
+    "a split's sum is left out": ("tl.load(partials + S + c, mask=c < S, other=1.0) * now", "1.0 * now"),
+    "softmax counts the masked tokens": ('tl.where(valid[:, None], k, float("-inf"))', "k"),
+    "LayerNorm counts the padded channels": ("tl.sum(centred * centred, axis=1) / S", "tl.sum(centred * centred, axis=1) / P"),
+    "LayerNorm does not subtract the mean": ("local - (tl.sum(local, axis=1) / S)[:, None]", "local"),
+    "heads see each other": ("mask=same_head, other=0.0)", "mask=(c < S)[:, None] & (c < S)[None, :], other=0.0)"),
+    "CRPE's bias is left out": ("position += tl.load(vectors + (CRPE_BIAS + SEGMENT) * P + c)[None, :]", "position += 0.0"),
+    "the scale is that of the head": ("context * (SCALE / total)", "context * (SCALE * 0.9 / total)"),
+}
+
+
+def broken_kernels(old: str, new: str, folder: Path) -> ModuleType:
+    """The kernel module with one place changed."""
+    source = Path(gmf_edge.kernels.__file__).with_name("group_mix_attention.py").read_text()
+    assert old in source, "the mutation no longer finds its line"
+    path = folder / "broken_kernels.py"
+    path.write_text(source.replace(old, new))
+    spec = importlib.util.spec_from_file_location("broken_kernels", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("fault", MUTATIONS)
+def test_a_broken_kernel_is_noticed(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    inputs = tensors(40, 1, 45, torch.float16, device)
+    monkeypatch.setattr(gmf_edge.kernels, "group_mix_attention", broken_kernels(*MUTATIONS[fault], tmp_path), raising=False)
+    # two splits of two tiles, the last tile not full
+    assert not kernels_are_right(inputs, 9, 5, tile_tokens=16, multiprocessors=2)
+
+
+def fused_inputs(attention: Attention, qkv: Tensor) -> dict[str, Tensor]:
+    """The operator's inputs from the torch module and the output of its qkv Linear, with the BatchNorms folded."""
+    aggregator, dim = attention.aggregator, attention.dim
+    gain, shift = [], []
+    for norm in (aggregator.norm0, aggregator.norm1, aggregator.norm2, aggregator.norm3):
+        gain.append(norm.weight / torch.sqrt(norm.running_var + norm.eps))
+        shift.append(norm.bias - norm.running_mean * gain[-1])
+    segments = qkv.unflatten(2, (3, 5, dim // 5)).transpose(2, 3).clone()  # [B, N, segment, q k v, S]
+    segments[:, :, 0] = segments[:, :, 0] * gain[0] + shift[0]
+    inputs = {"qkv": segments.flatten(2)}
+    for i in (1, 2, 3):
+        convolutions = getattr(aggregator, f"agg{i}")
+        inputs[f"depthwise_{i}"] = convolutions.conv1.weight
+        inputs[f"pointwise_{i}"] = convolutions.pointwise_conv.weight * gain[i][:, None, None, None]
+        inputs[f"bias_{i}"] = shift[i]
+    local = aggregator.agg0
+    inputs |= {"depthwise_0": local.conv.conv1.weight, "pointwise_0": local.conv.pointwise_conv.weight}
+    inputs |= {"norm_weight": local.norm.weight, "norm_bias": local.norm.bias}
+    for window, convolution in zip((3, 5, 7), attention.crpe.conv_list, strict=True):
+        inputs |= {f"crpe_weight_{window}": convolution.weight, f"crpe_bias_{window}": convolution.bias}
+    return {name: inputs[name].detach().contiguous() for name in op.INPUT_NAMES}
+
+
+def logits_with_kernels(model: GroupMixFormer, images: Tensor, dtype: torch.dtype, device: str, tile: int) -> Tensor:
+    """The network with every attention core run by the kernels in `dtype`, all else in the model's own type."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+
+            def core(qkv: Tensor, size: tuple[int, int], attention: Attention = module) -> Tensor:
+                inputs = {name: value.to(dtype).to(device) for name, value in fused_inputs(attention, qkv).items()}
+                return group_mix_attention(inputs, *size, tile_tokens=tile, multiprocessors=2, fill=float("nan")).to(qkv)
+
+            module.core = core  # type: ignore[method-assign]
+    try:
+        with torch.no_grad():
+            return model(images)
+    finally:
+        for module in model.modules():
+            if isinstance(module, Attention):
+                del module.core
+
+
+def random_images(batch: int, height: int, width: int) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float16, 2e-3)], ids=["fp32", "fp16"])
+def test_the_whole_pico_network_gives_the_logits_of_plain_torch(dtype: torch.dtype, limit: float, device: str) -> None:
+    model = random_model(ModelSpec.of("pico", num_classes=10), seed=0)
+    images = random_images(1, 64, 32)
+    with torch.no_grad():
+        truth = model.double()(images.double()).numpy()
+    assert distance(logits_with_kernels(model.float(), images, dtype, device, tile=128), truth) <= limit
+
+
+@pytest.mark.slow
+def test_the_whole_small_network_at_224_gives_the_logits_of_plain_torch(device: str) -> None:
+    model = random_model(ModelSpec.of("small"), seed=0)
+    images = random_images(1, 224, 224)
+    with torch.no_grad():
+        truth = model.double()(images.double()).numpy()
+    logits = logits_with_kernels(model.float(), images, torch.float16, device, tile=1024)
+    assert distance(logits, truth) <= 2e-3
+    assert int(logits.argmax()) == int(truth.argmax())
