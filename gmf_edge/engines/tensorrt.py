@@ -1,0 +1,307 @@
+"""The TensorRT backend, 8.6 to 11.x: a bundle's graph becomes an engine that is proved to run in the precision that was asked for.
+
+    tensorrt_versions   what each version has; the guards that the API oracle reads
+    tensorrt_options    how to build; trtexec's spellings
+    tensorrt_build      graph -> engine bytes
+    tensorrt_inspect    engine -> layers and their precision; the proof
+    tensorrt_sidecar    what an engine was built for; refusal of foreign ones
+    tensorrt_run        the opened engine: NumPy in and out, GPU arrays without a copy, CUDA graphs, several streams
+    tensorrt_cuda       the CUDA calls of all these
+    tensorrt_doctor     what is here, what is missing, what to do
+
+The order in `build` is: CUDA, then TensorRT, then the bundle's graph for this version; build; open; time and inspect every layer;
+and only a proved engine is written. Nothing is imported before it is needed: the package imports on machines without any of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gmf_edge.engines.protocol import EngineFacts, EngineRequest, LayerRecord, Progress, silent
+from gmf_edge.engines.tensorrt_build import PLUGIN_OP, BuildJob, BuildLog, build_engine, load_plugin_library, registered_plugins
+from gmf_edge.engines.tensorrt_cuda import Device, free_memory_mib
+from gmf_edge.engines.tensorrt_inspect import prove_precision, read_inspector_json
+from gmf_edge.engines.tensorrt_options import TensorRTOptions
+from gmf_edge.engines.tensorrt_run import TensorRTEngine, deserialize
+from gmf_edge.engines.tensorrt_sidecar import Sidecar, file_sha256, write_atomically
+from gmf_edge.engines.tensorrt_versions import TensorRTVersion
+from gmf_edge.errors import EngineError, EnvironmentProblem, GmfEdgeError, StaleArtifact
+
+ENGINE_FILE = "engine.plan"
+PROFILED_RUNS = 10
+
+
+class TensorRTBackend:
+    """See gmf_edge.engines.protocol.Backend."""
+
+    name = "tensorrt"
+
+    def missing(self) -> str | None:
+        """Why TensorRT cannot be used on this machine, or None where it can; never raises."""
+        try:
+            Device.here()
+            TensorRTVersion.here()
+            _require_polygraphy()
+        except GmfEdgeError as error:
+            return str(error)
+        except Exception as error:  # a broken installation may fail in any way while it is imported
+            return f"TensorRT cannot be used: {type(error).__name__}: {error}"
+        return None
+
+    def build(self, request: EngineRequest, out: Path, progress: Progress = silent) -> tuple[str, ...]:
+        """Build, prove and write engine.plan and engine.plan.json into the folder `out`.
+
+        Raises:
+            SpecError: an option that is unknown or that this version cannot do.
+            EngineError: the graph cannot be built.
+            PrecisionError: the engine does not run the precision asked for.
+            EnvironmentProblem: this machine cannot build it.
+        """
+        # CUDA first: TensorRT 8.6 crashes the process where there is no driver
+        device = Device.here()
+        version = TensorRTVersion.here()
+        _require_polygraphy()
+        options = TensorRTOptions.of(request.options)
+        options.check(version, request.profile)
+        form, graph, notes = choose_graph(request, version, options)
+        progress(None, f"TensorRT {version.text} ({version.target.name}) on {device.name}: building {graph.name}")
+        job = BuildJob(
+            graph=graph,
+            version=version,
+            precision=request.precision,
+            profile=request.profile,
+            image_size=request.image_size,
+            options=options,
+            fp32_islands=request.fp32_islands,
+            timing_cache=timing_cache_path(options, device, version),
+        )
+        built = build_engine(job, free_memory_mib(), progress)
+
+        progress(None, "proving the engine's precision")
+        log = BuildLog()
+        runtime, engine = deserialize(built.content, version, options, log, graph if options.strip else None)
+        unproved = EngineFacts(self.name, version.text, device.name, form)
+        with TensorRTEngine(runtime, engine, log, unproved, cuda_graphs=False) as opened:
+            times_ms = opened.layer_times_ms(PROFILED_RUNS)
+            inspected = read_inspector_json(opened.inspector_json())
+        del engine, runtime
+        shares = prove_precision(inspected, request.precision, options.max_fp32_share, times_ms)
+        notes = (*notes, *built.notes, *_opaque_note(shares))
+
+        engine_path = out / ENGINE_FILE
+        write_atomically(engine_path, built.content)
+        sidecar = Sidecar(
+            engine_file=ENGINE_FILE,
+            engine_bytes=len(built.content),
+            engine_sha256=hashlib.sha256(built.content).hexdigest(),
+            device={**asdict(device), "architecture": device.architecture},
+            tensorrt=version.text,
+            target=version.target.name,
+            form=form,
+            graph_file=graph.name,
+            graph_sha256=file_sha256(graph),
+            precision=request.precision.value,
+            profile=(request.profile.min, request.profile.opt, request.profile.max),
+            image_size=request.image_size,
+            options={**asdict(options), "workspace_mib": built.workspace_mib},
+            version_compatible=options.version_compatible,
+            hardware_compatibility=options.hardware_compatibility,
+            stripped=options.strip,
+            plugins=(PLUGIN_OP,) if form == "plugin" else (),
+            precision_shares=shares,
+            layers=tuple(asdict(layer.record(times_ms)) for layer in inspected.layers),
+            notes=notes,
+        )
+        return ENGINE_FILE, sidecar.write(engine_path).name
+
+    def open(self, request: EngineRequest, folder: Path, files: tuple[str, ...]) -> TensorRTEngine:
+        """Open what build wrote.
+
+        Raises:
+            StaleArtifact: built on another device or version, or from another graph.
+            EngineError: damaged, not an engine, or its plugin is missing.
+            EnvironmentProblem: this machine cannot run it.
+        """
+        if not files:
+            raise EngineError("no engine file was given", "run 'gmf-edge deploy' to build it")
+        options = TensorRTOptions.of(request.options)
+        path = folder / files[0]
+        sidecar = Sidecar.read(path)
+        graph = request.graphs.folder / sidecar.graph_file
+        if graph.is_file() and file_sha256(graph) != sidecar.graph_sha256:
+            raise StaleArtifact(
+                f"{path.name} was built from another {sidecar.graph_file} than the bundle's", "run 'gmf-edge deploy' again"
+            )
+        return open_engine(path, sidecar, options, graph if sidecar.stripped else None)
+
+
+def open_engine(path: Path, sidecar: Sidecar, options: TensorRTOptions, refit_from: Path | None = None) -> TensorRTEngine:
+    """Open an engine file that fits this machine; refit_from is the graph whose weights a stripped engine lacks.
+
+    Raises:
+        StaleArtifact, EngineError, EnvironmentProblem: see TensorRTBackend.open.
+    """
+    device = Device.here()
+    version = TensorRTVersion.here()
+    sidecar.check(path, device, version)
+    if sidecar.plugins:
+        _require_plugins(sidecar, options, version)
+    built_with = TensorRTOptions.of({"version_compatible": sidecar.version_compatible, "dla_core": sidecar.options.get("dla_core")})
+    if sidecar.stripped and (refit_from is None or not refit_from.is_file()):
+        raise EngineError(f"{path.name} has no weights of its own and {sidecar.graph_file} is missing", "keep the bundle beside it")
+    log = BuildLog()
+    runtime, engine = deserialize(path.read_bytes(), version, built_with, log, refit_from)
+    facts = EngineFacts(
+        backend=TensorRTBackend.name,
+        version=version.text,
+        device=device.name,
+        form=sidecar.form,
+        layers=tuple(LayerRecord(**layer) for layer in sidecar.layers),
+        precision_shares=sidecar.precision_shares,
+        notes=sidecar.notes,
+    )
+    return TensorRTEngine(runtime, engine, log, facts, options.streams, options.cuda_graphs)
+
+
+def choose_graph(request: EngineRequest, version: TensorRTVersion, options: TensorRTOptions) -> tuple[str, Path, tuple[str, ...]]:
+    """(form, file, notes): the bundle's graph for this TensorRT version, and why.
+
+    The plugin graph is taken where a plugin library was given or the plugin is registered already; otherwise the portable one,
+    which needs no plugin.
+
+    Raises:
+        EngineError: the bundle has no graph for this version, or a plugin library was given that cannot be used.
+    """
+    opset = version.target.opset
+    has_plugin_graph = ("plugin", opset) in request.graphs.files
+    why = f"TensorRT {version.text} is {version.target.name}: opset {opset}, {version.target.typing}ly typed"
+    if options.plugin_library is not None:
+        if not request.use_plugin or not has_plugin_graph:
+            raise EngineError(
+                f"a plugin library was given, but the bundle has no plugin graph of opset {opset}",
+                "leave the library out, or export again",
+            )
+        load_plugin_library(options.plugin_library, version)
+        return "plugin", request.graphs.path("plugin", opset), (f"{why}; plugin graph with {Path(options.plugin_library).name}",)
+    if request.use_plugin and has_plugin_graph and PLUGIN_OP in registered_plugins(version):
+        return "plugin", request.graphs.path("plugin", opset), (f"{why}; plugin graph, {PLUGIN_OP} is registered",)
+    if ("portable", opset) not in request.graphs.files:
+        carried = sorted({number for _, number in request.graphs.files})
+        raise EngineError(
+            f"the bundle has no graph of opset {opset}, which TensorRT {version.text} needs (it carries {carried})",
+            "export the bundle again with this version among its targets",
+        )
+    reason = "no plugin library was given" if request.use_plugin else "plugins were turned off"
+    return "portable", request.graphs.path("portable", opset), (f"{why}; portable graph, because {reason}",)
+
+
+def timing_cache_path(options: TensorRTOptions, device: Device, version: TensorRTVersion) -> Path | None:
+    """Where measured kernel times are kept: one file per GPU model, driver and TensorRT version, or None for none.
+
+    Raises:
+        EnvironmentProblem: the cache folder cannot be made.
+    """
+    if options.timing_cache is not None:
+        return Path(options.timing_cache) if options.timing_cache else None
+    own = os.environ.get("GMF_EDGE_CACHE")
+    home = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gmf-edge"
+    words = f"{device.name}-{device.architecture}-cuda{device.driver_cuda}-trt{version.text}-{device.power_mode}"
+    folder = home / "timing"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentProblem(f"the cache folder {folder} cannot be made: {error.strerror}", "set GMF_EDGE_CACHE") from error
+    return folder / (re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-") + ".cache")
+
+
+def inspect_engine(path: Path) -> dict[str, Any]:
+    """What is known of an engine file, for `gmf-edge inspect ENGINE`: from its sidecar, and where it can be opened also from TensorRT.
+
+    Returns:
+        {"engine", "built_for", "precision", "precision_shares", "layers": [{"name", "kind", "precision", "time_ms"}...],
+         "memory_mib": {...} or None, "weights": number or None, "opened": bool, "why_not_opened": str}
+
+    Raises:
+        EngineError: no sidecar, or not one.
+    """
+    sidecar = Sidecar.read(path)
+    told: dict[str, Any] = {
+        "engine": {"file": path.name, "bytes": sidecar.engine_bytes, "sha256": sidecar.engine_sha256, "built_at": sidecar.built_at},
+        "built_for": {
+            "device": sidecar.device,
+            "tensorrt": sidecar.tensorrt,
+            "target": sidecar.target,
+            "graph": sidecar.graph_file,
+            "form": sidecar.form,
+            "profile": list(sidecar.profile),
+            "image_size": list(sidecar.image_size),
+            "options": sidecar.options,
+            "stripped": sidecar.stripped,
+        },
+        "precision": sidecar.precision,
+        "precision_shares": sidecar.precision_shares,
+        "layers": list(sidecar.layers),
+        "notes": list(sidecar.notes),
+        "memory_mib": None,
+        "weights": None,
+        "opened": False,
+        "why_not_opened": "",
+    }
+    try:
+        with open_engine(path, sidecar, TensorRTOptions(cuda_graphs=False), path.parent / sidecar.graph_file) as engine:
+            inspected = read_inspector_json(engine.inspector_json())
+            told["memory_mib"] = engine.memory_mib
+            told["weights"] = sum(layer.weight_count for layer in inspected.layers)
+            told["opened"] = True
+    except GmfEdgeError as error:
+        told["why_not_opened"] = str(error)
+    return told
+
+
+def trtexec_files(inspector_json: str, times_ms: dict[str, float], runs: int) -> tuple[str, str]:
+    """(layers_*.json, profile_*.json) as trtexec exports them, for NVIDIA's viewers."""
+    total = sum(times_ms.values())
+    profile: list[dict[str, Any]] = [{"count": runs}]
+    for name, average in times_ms.items():
+        profile.append(
+            {
+                "name": name,
+                "timeMs": average * runs,
+                "averageMs": average,
+                "medianMs": average,
+                "percentage": 100 * average / total if total else 0.0,
+            }
+        )
+    return json.dumps(json.loads(inspector_json), indent=1), json.dumps(profile, indent=1)
+
+
+def _require_polygraphy() -> None:
+    try:
+        import polygraphy.backend.trt  # noqa: F401
+    except ImportError as error:
+        raise EnvironmentProblem(f"Polygraphy cannot be imported: {error}", "pip install polygraphy") from error
+
+
+def _require_plugins(sidecar: Sidecar, options: TensorRTOptions, version: TensorRTVersion) -> None:
+    """An engine with a plugin node fails deep inside TensorRT where the creator is missing; say it before."""
+    library = options.plugin_library or sidecar.options.get("plugin_library")
+    if library:
+        load_plugin_library(str(library), version)
+    absent = [name for name in sidecar.plugins if name not in registered_plugins(version)]
+    if absent:
+        raise EngineError(
+            f"the engine needs the plugin {', '.join(absent)}, which TensorRT does not know here",
+            "give its library (plugins/README.md tells how to build it), or deploy again without a plugin",
+        )
+
+
+def _opaque_note(shares: dict[str, float]) -> tuple[str, ...]:
+    if "unknown" not in shares:
+        return ()
+    return (f"{shares['unknown']:.0%} of the work is in regions whose inside this TensorRT does not tell",)

@@ -1,0 +1,140 @@
+"""What TensorRT needs and whether it is here, with a remedy for each thing that is not: for `gmf-edge doctor`.
+
+It runs on any machine, also with none of it installed, and raises nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+
+from gmf_edge.engines.tensorrt_build import PLUGIN_OP, load_plugin_library, registered_plugins
+from gmf_edge.engines.tensorrt_cuda import Device, driver_version, free_memory_mib
+from gmf_edge.engines.tensorrt_versions import TensorRTVersion
+from gmf_edge.errors import GmfEdgeError
+
+OK, WARNING, MISSING = "ok", "warning", "missing"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        subject: what, such as "GPU".
+        state: OK, WARNING (works, but not as it could) or MISSING.
+        detail: what was found.
+        remedy: what to do, empty where nothing is wrong.
+    """
+
+    subject: str
+    state: str
+    detail: str
+    remedy: str = ""
+
+
+def diagnose(plugin_library: str | None = None) -> tuple[Finding, ...]:
+    """Driver, GPU, CUDA, TensorRT, Polygraphy and plugin of this machine, in that order."""
+    findings = [_jetson(), _driver()]
+    try:
+        device = Device.here()
+    except GmfEdgeError as error:
+        findings.append(Finding("GPU", MISSING, error.problem, error.remedy))
+    else:
+        memory = f"{device.memory_mib} MiB{', shared with the CPU' if device.integrated else ''}, {free_memory_mib()} MiB free"
+        findings.append(Finding("GPU", OK, f"{device.name} ({device.architecture}), {memory}"))
+        findings.append(_cuda(device))
+    findings.append(_cuda_python())
+    version: TensorRTVersion | None = None
+    try:
+        version = TensorRTVersion.here()
+    except GmfEdgeError as error:
+        findings.append(Finding("TensorRT", MISSING, error.problem, error.remedy))
+    except Exception as error:  # a broken installation may fail in any way while it is imported
+        findings.append(Finding("TensorRT", MISSING, f"{type(error).__name__}: {error}", "install it again for this CUDA"))
+    else:
+        lacks = "; ".join(version.missing)
+        findings.append(Finding("TensorRT", OK, f"{version.text}, target {version.target.name}" + (f" ({lacks})" if lacks else "")))
+        findings.append(_bindings_match(version))
+    findings.append(_polygraphy())
+    if version is not None:
+        findings.append(_plugin(plugin_library, version))
+    return tuple(finding for finding in findings if finding is not None)
+
+
+def _jetson(path: Path = Path("/etc/nv_tegra_release")) -> Finding | None:
+    try:
+        text = path.read_text()
+    except OSError:
+        return None
+    return Finding("Jetson Linux", OK, text.splitlines()[0].strip("# ") if text else "unknown release")
+
+
+def _driver() -> Finding:
+    version = driver_version()
+    if version:
+        return Finding("NVIDIA driver", OK, version)
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Finding(
+            "NVIDIA driver", MISSING, "libcuda.so.1 cannot be loaded", "install the driver; in a container use '--gpus all'"
+        )
+    return Finding("NVIDIA driver", OK, "libcuda.so.1 loads; its version cannot be read")
+
+
+def _cuda(device: Device) -> Finding:
+    detail = f"driver supports {device.driver_cuda}, cuda-python brings {device.runtime_cuda}"
+    if int(device.runtime_cuda.split(".")[0]) > int(device.driver_cuda.split(".")[0]):
+        major = device.driver_cuda.split(".")[0]
+        return Finding("CUDA", WARNING, detail, f"pip install 'cuda-bindings=={major}.*', or a newer driver")
+    return Finding("CUDA", OK, detail)
+
+
+def _cuda_python() -> Finding:
+    for package in ("cuda-bindings", "cuda-python"):
+        try:
+            return Finding("cuda-python", OK, f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return Finding("cuda-python", MISSING, "not installed", "pip install cuda-bindings")
+
+
+def _polygraphy() -> Finding:
+    try:
+        return Finding("Polygraphy", OK, importlib.metadata.version("polygraphy"))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("Polygraphy", MISSING, "not installed, needed to build engines (not to run them)", "pip install polygraphy")
+
+
+def _bindings_match(version: TensorRTVersion) -> Finding | None:
+    """The Python bindings and the library are installed apart from each other on Debian and Jetson, and may differ."""
+    major = version.numbers[0]
+    try:
+        # TensorRT numbers its releases major * 1000 + minor * 100 + patch up to 9, and major * 10000 + minor * 100 + patch from 10
+        number = int(ctypes.CDLL(f"libnvinfer.so.{major}").getInferLibVersion())
+    except (OSError, AttributeError):
+        return None
+    library = (number // 10000, number % 10000 // 100) if number >= 100000 else (number // 1000, number % 1000 // 100)
+    if library == version.numbers:
+        return Finding("TensorRT library", OK, f"libnvinfer {library[0]}.{library[1]} fits the Python bindings")
+    return Finding(
+        "TensorRT library",
+        WARNING,
+        f"libnvinfer is {library[0]}.{library[1]}, the Python bindings are {version.text}",
+        "install both from one place (JetPack: python3-libnvinfer and libnvinfer of one version)",
+    )
+
+
+def _plugin(library: str | None, version: TensorRTVersion) -> Finding:
+    try:
+        if library:
+            load_plugin_library(library, version)
+        known = PLUGIN_OP in registered_plugins(version)
+    except GmfEdgeError as error:
+        return Finding("plugin", MISSING, error.problem, error.remedy)
+    if known:
+        return Finding("plugin", OK, f"{PLUGIN_OP} is registered" + (f" from {library}" if library else ""))
+    return Finding("plugin", OK, f"{PLUGIN_OP} is not registered: engines are built from the portable graph")
