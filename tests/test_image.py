@@ -344,6 +344,23 @@ def test_input_batches_raise_the_first_error_in_order_and_stop_their_threads() -
     assert threading.active_count() == threads
 
 
+def test_input_batches_dropped_early_do_not_start_what_still_waits() -> None:
+    started: list[int] = []
+    go_on = threading.Event()
+
+    def source(i: int) -> np.ndarray:
+        started.append(i)
+        if i == 1:
+            go_on.wait(10)
+        return np.zeros((3, 2, 2), np.float32)
+
+    batches = input_batches((lambda i=i: source(i) for i in range(9)), batch_size=1, workers=1)
+    next(batches)  # picture 1 is being read now, and picture 2 waits for its thread
+    threading.Timer(0.2, go_on.set).start()
+    batches.close()
+    assert started in ([0], [0, 1])
+
+
 def test_input_batches_of_nothing_is_nothing() -> None:
     assert list(input_batches(iter([]), 4)) == []
 

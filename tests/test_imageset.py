@@ -145,7 +145,7 @@ def test_set_digest_changes_with_every_part_of_the_set(tmp_path: Path, change: s
     elif change == "missing":
         del changed["bee/01.png"]
     else:
-        changed["bee/99.png" if change == "name" else "cat/99.png"] = changed.pop("bee/01.png")
+        changed["bee/01b.png" if change == "name" else "cat/99.png"] = changed.pop("bee/01.png")
     one, other = ImageSet.open(folder_of(tmp_path / "a", files)), ImageSet.open(folder_of(tmp_path / "b", changed))
     assert one.sha256 != other.sha256
 
@@ -397,10 +397,11 @@ def test_archive_is_closed_when_opening_fails_and_when_done(tmp_path: Path, monk
     monkeypatch.setattr(zipfile.ZipFile, "close", lambda archive: (closed.append(archive.filename), real(archive))[1])
     empty, full = zip_of(tmp_path / "e.zip", {}), zip_of(tmp_path / "f.zip", labelled_files())
     closed.clear()
-    with pytest.raises(DataError):
+    with pytest.raises(DataError) as caught:
         ImageSet.open(empty)
     with ImageSet.open(full):
         assert set(closed) == {str(empty)}
+    assert caught.value  # alive until here, and the archive with its traceback: nothing but the code above has closed it
     assert set(closed) == {str(empty), str(full)}
 
 
