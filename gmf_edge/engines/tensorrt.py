@@ -221,7 +221,7 @@ def timing_cache_path(options: TensorRTOptions, device: Device, version: TensorR
 
 
 def inspect_engine(path: Path) -> dict[str, Any]:
-    """What is known of an engine file, for `gmf-edge inspect ENGINE`: from its sidecar, and where it can be opened also from TensorRT.
+    """What is known of an engine file, for `gmf-edge inspect ENGINE`: from its sidecar, and from TensorRT where it can be opened.
 
     Returns:
         {"engine", "built_for", "precision", "precision_shares", "layers": [{"name", "kind", "precision", "time_ms"}...],

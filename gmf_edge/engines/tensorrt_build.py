@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from gmf_edge.engines.protocol import Progress
-from gmf_edge.engines.tensorrt_options import INPUT_NAME, TILING, TensorRTOptions
+from gmf_edge.engines.tensorrt_options import INPUT_NAME, TensorRTOptions
 from gmf_edge.engines.tensorrt_versions import TensorRTVersion
 from gmf_edge.errors import EngineError, EnvironmentProblem
 from gmf_edge.spec import BatchProfile, Precision
@@ -136,24 +136,26 @@ class BuildProgress:
         return f", about {math.ceil(left)} s left" if left < 90 else f", about {math.ceil(left / 60)} min left"
 
 
-def _progress_monitor(progress: BuildProgress) -> trt.IProgressMonitor:
-    """TensorRT's callback interface over BuildProgress; only where the version has it."""
-    import tensorrt as trt
+def _progress_monitor(progress: BuildProgress, version: TensorRTVersion) -> Any:
+    """TensorRT's callback interface over BuildProgress, or None where the version has none."""
+    if version.has_progress_monitor:
+        import tensorrt as trt
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # untyped where TensorRT is not installed
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
+        class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # untyped where TensorRT is not installed
+            def __init__(self) -> None:
+                trt.IProgressMonitor.__init__(self)
 
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            progress.phase_start(phase_name, parent_phase, num_steps)
+            def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+                progress.phase_start(phase_name, parent_phase, num_steps)
 
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            return progress.step_complete(phase_name, step)
+            def step_complete(self, phase_name: str, step: int) -> bool:
+                return progress.step_complete(phase_name, step)
 
-        def phase_finish(self, phase_name: str) -> None:
-            progress.phase_finish(phase_name)
+            def phase_finish(self, phase_name: str) -> None:
+                progress.phase_finish(phase_name)
 
-    return Monitor()
+        return Monitor()
+    return None
 
 
 @dataclass(frozen=True)
@@ -272,8 +274,9 @@ def _computed_type(layer: trt.ILayer, types: dict[str, str]) -> str:
     import tensorrt as trt
 
     if layer.type == trt.LayerType.CAST:
+        # pybind11 hands out the base class of every layer
         layer.__class__ = trt.ICastLayer
-        target = layer.to_type
+        target = cast("trt.ICastLayer", layer).to_type
         return {trt.DataType.FLOAT: "fp32", trt.DataType.HALF: "fp16"}.get(target, "free")
     if layer.type == trt.LayerType.CONSTANT:
         # a constant alone asks for nothing: FP32 scales and epsilons stand beside FP16 activations
@@ -295,7 +298,7 @@ def registered_plugins(version: TensorRTVersion) -> tuple[str, ...]:
     """Names of the plugin creators that TensorRT knows at the moment."""
     import tensorrt as trt
 
-    registry = trt.get_plugin_registry()
+    registry: trt.IPluginRegistry = trt.get_plugin_registry()
     if version.has_creator_list:
         creators: Sequence[Any] = registry.plugin_creator_list
     else:
@@ -317,7 +320,8 @@ def load_plugin_library(path: str, version: TensorRTVersion) -> None:
         )
     if PLUGIN_OP in registered_plugins(version):
         return
-    trt.get_plugin_registry().load_library(path)
+    registry: trt.IPluginRegistry = trt.get_plugin_registry()
+    registry.load_library(path)
     if PLUGIN_OP not in registered_plugins(version):
         raise EngineError(
             f"{path} gives no creator of {PLUGIN_OP} to TensorRT {version.text}",
@@ -465,7 +469,7 @@ def builder_config(
         if obey_pins:
             wanted["precision_constraints"] = "obey"
     if version.has_progress_monitor:
-        wanted["progress_monitor"] = _progress_monitor(progress)
+        wanted["progress_monitor"] = _progress_monitor(progress, version)
     if options.dla_core is not None:
         if options.dla_core >= builder.num_DLA_cores:
             raise EngineError(f"there is no DLA core {options.dla_core} here ({builder.num_DLA_cores} found)", "leave out the DLA")
@@ -482,22 +486,16 @@ def builder_config(
             # the same weights come back when it is opened, so TensorRT may optimise as if it knew them
             config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
     if version.has_tiling and options.tiling is not None:
-        config.tiling_optimization_level = _tiling_level(options.tiling)
+        levels = {
+            "none": trt.TilingOptimizationLevel.NONE,
+            "fast": trt.TilingOptimizationLevel.FAST,
+            "moderate": trt.TilingOptimizationLevel.MODERATE,
+            "full": trt.TilingOptimizationLevel.FULL,
+        }
+        config.tiling_optimization_level = levels[options.tiling]
     if options.tactic_sources is not None:
         config.set_tactic_sources(tactic_source_mask(options.tactic_sources, config.get_tactic_sources(), version))
     return config
-
-
-def _tiling_level(name: str) -> trt.TilingOptimizationLevel:
-    import tensorrt as trt
-
-    levels = (
-        trt.TilingOptimizationLevel.NONE,
-        trt.TilingOptimizationLevel.FAST,
-        trt.TilingOptimizationLevel.MODERATE,
-        trt.TilingOptimizationLevel.FULL,
-    )
-    return levels[TILING.index(name)]
 
 
 def tactic_source_mask(sources: Sequence[str], default: int, version: TensorRTVersion) -> int:

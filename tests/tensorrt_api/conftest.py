@@ -1,0 +1,6 @@
+"""The helpers beside the tests (trt_bindings, trt_stubs, trt_usage, fakes) are imported by name."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
