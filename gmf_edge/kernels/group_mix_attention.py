@@ -142,16 +142,29 @@ def _hard_swish(x):
 
 @triton.jit
 def _depthwise(
-    tokens, stride, weights, n, valid, height, width, S: tl.constexpr, P: tl.constexpr, K: tl.constexpr, T: tl.constexpr
+    tokens,
+    stride,
+    weights,
+    n,
+    valid,
+    height,
+    width,
+    first,
+    S: tl.constexpr,
+    P: tl.constexpr,
+    K: tl.constexpr,
+    T: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):
-    """K x K window around each of the tokens n, zeros outside the map: [T, P] FP32.
+    """K x K window around each of the tokens n for channels first .. first + CHANNELS - 1: [T, CHANNELS] FP32.
 
     tokens points at channel 0 of token 0, `stride` elements part two tokens; weights points at the first of K * K rows of P.
+    Outside the map and beyond channel S the values are zero.
     """
-    c = tl.arange(0, P)
+    c = first + tl.arange(0, CHANNELS)
     y = n // width
     x = n % width
-    total = tl.zeros([T, P], tl.float32)
+    total = tl.zeros([T, CHANNELS], tl.float32)
     for dy in range(K):
         row_ok = valid & (y + dy >= K // 2) & (y + dy < height + K // 2)
         row = tokens + (n + (dy - K // 2) * width)[:, None] * stride + c[None, :]
@@ -161,6 +174,34 @@ def _depthwise(
             value = tl.load(row + (dx - K // 2) * stride, mask=inside, other=0.0).to(tl.float32)
             total += value * tl.load(weights + (dy * K + dx) * P + c)[None, :]
     return total
+
+
+@triton.jit
+def _separable(
+    tokens,
+    weights,
+    matrix,
+    n,
+    valid,
+    height,
+    width,
+    S: tl.constexpr,
+    P: tl.constexpr,
+    K: tl.constexpr,
+    T: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Depthwise K x K of one of the 15 groups of S channels of qkv, then pointwise [in, out]: [T, P] FP32.
+
+    CHANNELS at a time: wide segments would not fit into the registers at once, and S = 96 leaves a quarter of P idle.
+    """
+    c = tl.arange(0, P)
+    mixed = tl.zeros([T, P], tl.float32)
+    for first in range(0, S, CHANNELS):
+        spread = _depthwise(tokens, 15 * S, weights, n, valid, height, width, first, S, P, K, T, CHANNELS)
+        part = tl.load(matrix + (first + tl.arange(0, CHANNELS))[:, None] * P + c[None, :])
+        mixed += _multiply(spread.to(part.dtype), part)
+    return mixed
 
 
 @triton.jit
@@ -182,6 +223,7 @@ def _proxy(
     S: tl.constexpr,
     P: tl.constexpr,
     T: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):
     """q', k' or v' of one of the segments 0..3 for a tile of tokens: [T, P] FP32; padded channels are 0."""
     c = tl.arange(0, P)
@@ -191,9 +233,9 @@ def _proxy(
     else:
         K: tl.constexpr = 2 * SEGMENT + 1
         ROW: tl.constexpr = AGGREGATE_1 if SEGMENT == 1 else (AGGREGATE_2 if SEGMENT == 2 else AGGREGATE_3)
-        spread = _depthwise(tokens, 15 * S, vectors + ROW * P, n, valid, height, width, S, P, K, T)
-        matrix = tl.load(matrices + (SEGMENT - 1) * (P * P) + c[:, None] * P + c[None, :])
-        mixed = _multiply(spread.to(matrix.dtype), matrix) + tl.load(vectors + (BIAS + SEGMENT - 1) * P + c)[None, :]
+        matrix = matrices + (SEGMENT - 1) * (P * P)
+        mixed = _separable(tokens, vectors + ROW * P, matrix, n, valid, height, width, S, P, K, T, CHANNELS)
+        mixed += tl.load(vectors + (BIAS + SEGMENT - 1) * P + c)[None, :]
     return _hard_swish(mixed)
 
 
@@ -212,6 +254,7 @@ def _aggregate_segment(
     S: tl.constexpr,
     P: tl.constexpr,
     T: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):
     """v' to scratch, and the softmax statistics of tokens first..last - 1 to `partial`; the pointers are those of one image."""
     D: tl.constexpr = S // 2
@@ -223,10 +266,12 @@ def _aggregate_segment(
         n = start + tl.arange(0, T)
         valid = n < last
         segment = qkv + SEGMENT * 3 * S
-        v = _proxy(segment + 2 * S, vectors, matrices, n, valid, height, width, SEGMENT, S, P, T).to(scratch.dtype.element_ty)
+        v = _proxy(segment + 2 * S, vectors, matrices, n, valid, height, width, SEGMENT, S, P, T, CHANNELS).to(
+            scratch.dtype.element_ty
+        )
         inside = valid[:, None] & (c < S)[None, :]
         tl.store(scratch + n[:, None] * (4 * S) + SEGMENT * S + c[None, :], v, mask=inside)
-        k = _proxy(segment + S, vectors, matrices, n, valid, height, width, SEGMENT, S, P, T)
+        k = _proxy(segment + S, vectors, matrices, n, valid, height, width, SEGMENT, S, P, T, CHANNELS)
 
         # a split has at least one token, so the maximum is finite from the first tile on
         k = tl.where(valid[:, None], k, float("-inf"))
@@ -258,6 +303,7 @@ def _aggregate_local(
     S: tl.constexpr,
     P: tl.constexpr,
     T: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):
     """x_agg0 of tokens first..last - 1 into channels 4S..5S of the output; the pointers are those of one image."""
     c = tl.arange(0, P)
@@ -266,9 +312,9 @@ def _aggregate_local(
         valid = n < last
         local = tl.zeros([T, P], tl.float32)
         for t in range(3):
-            spread = _depthwise(qkv + (12 + t) * S, 15 * S, vectors + (LOCAL + t * 9) * P, n, valid, height, width, S, P, 3, T)
-            matrix = tl.load(matrices + (3 + t) * (P * P) + c[:, None] * P + c[None, :])
-            local += _multiply(spread.to(matrix.dtype), matrix)
+            weights = vectors + (LOCAL + t * 9) * P
+            matrix = matrices + (3 + t) * (P * P)
+            local += _separable(qkv + (12 + t) * S, weights, matrix, n, valid, height, width, S, P, 3, T, CHANNELS)
         # LayerNorm over the S real channels; the padded ones hold zeros and must not enter the variance
         centred = tl.where((c < S)[None, :], local - (tl.sum(local, axis=1) / S)[:, None], 0.0)
         deviation = tl.sqrt(tl.sum(centred * centred, axis=1) / S + EPSILON)
@@ -293,6 +339,7 @@ def aggregate(
     S: tl.constexpr,
     P: tl.constexpr,
     T: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):
     """Kernel A: grid (splits, 5, B)."""
     split = tl.program_id(0)
@@ -307,15 +354,21 @@ def aggregate(
     output += batch * tokens * (5 * S)
     partial = partials + (batch * tl.num_programs(0) + split) * (4 * S * (2 + S // 2))
     if job == 0:
-        _aggregate_segment(qkv, vectors, matrices, scratch, partial + 3 * S * (2 + S // 2), first, last, height, width, 3, S, P, T)
+        _aggregate_segment(
+            qkv, vectors, matrices, scratch, partial + 3 * S * (2 + S // 2), first, last, height, width, 3, S, P, T, CHANNELS
+        )
     elif job == 1:
-        _aggregate_segment(qkv, vectors, matrices, scratch, partial + 2 * S * (2 + S // 2), first, last, height, width, 2, S, P, T)
+        _aggregate_segment(
+            qkv, vectors, matrices, scratch, partial + 2 * S * (2 + S // 2), first, last, height, width, 2, S, P, T, CHANNELS
+        )
     elif job == 2:
-        _aggregate_local(qkv, vectors, matrices, output, first, last, height, width, EPSILON, S, P, T)
+        _aggregate_local(qkv, vectors, matrices, output, first, last, height, width, EPSILON, S, P, T, CHANNELS)
     elif job == 3:
-        _aggregate_segment(qkv, vectors, matrices, scratch, partial + S * (2 + S // 2), first, last, height, width, 1, S, P, T)
+        _aggregate_segment(
+            qkv, vectors, matrices, scratch, partial + S * (2 + S // 2), first, last, height, width, 1, S, P, T, CHANNELS
+        )
     else:
-        _aggregate_segment(qkv, vectors, matrices, scratch, partial, first, last, height, width, 0, S, P, T)
+        _aggregate_segment(qkv, vectors, matrices, scratch, partial, first, last, height, width, 0, S, P, T, CHANNELS)
 
 
 @triton.jit
@@ -357,6 +410,7 @@ def _attend_segment(
     S: tl.constexpr,
     P: tl.constexpr,
     T: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):
     """Channels SEGMENT * S .. SEGMENT * S + S of the output for one tile of tokens; the pointers are those of one image."""
     K: tl.constexpr = 3 if SEGMENT == 0 else (5 if SEGMENT == 1 else 7)
@@ -364,9 +418,9 @@ def _attend_segment(
     c = tl.arange(0, P)
     n = tl.program_id(0) * T + tl.arange(0, T)
     valid = n < height * width
-    position = _depthwise(scratch + SEGMENT * S, 4 * S, vectors + ROW * P, n, valid, height, width, S, P, K, T)
+    position = _depthwise(scratch + SEGMENT * S, 4 * S, vectors + ROW * P, n, valid, height, width, 0, S, P, K, T, P)
     position += tl.load(vectors + (CRPE_BIAS + SEGMENT) * P + c)[None, :]
-    q = _proxy(qkv + SEGMENT * 3 * S, vectors, matrices, n, valid, height, width, SEGMENT, S, P, T)
+    q = _proxy(qkv + SEGMENT * 3 * S, vectors, matrices, n, valid, height, width, SEGMENT, S, P, T, CHANNELS)
     context = _merged_context(partials + SEGMENT * S * (2 + S // 2), splits, SCALE, S, P)
     half = output.dtype.element_ty
     mixed = _multiply(q.to(half), context.to(half)) + q * position
@@ -389,6 +443,7 @@ def attend(
     S: tl.constexpr,
     P: tl.constexpr,
     T: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):
     """Kernel B: grid (tiles of T tokens, 4, B)."""
     job = tl.program_id(1)
@@ -399,10 +454,10 @@ def attend(
     output += batch * tokens * (5 * S)
     partials += batch * splits * (4 * S * (2 + S // 2))
     if job == 0:
-        _attend_segment(qkv, vectors, matrices, scratch, partials, output, splits, height, width, 3, SCALE, S, P, T)
+        _attend_segment(qkv, vectors, matrices, scratch, partials, output, splits, height, width, 3, SCALE, S, P, T, CHANNELS)
     elif job == 1:
-        _attend_segment(qkv, vectors, matrices, scratch, partials, output, splits, height, width, 2, SCALE, S, P, T)
+        _attend_segment(qkv, vectors, matrices, scratch, partials, output, splits, height, width, 2, SCALE, S, P, T, CHANNELS)
     elif job == 2:
-        _attend_segment(qkv, vectors, matrices, scratch, partials, output, splits, height, width, 1, SCALE, S, P, T)
+        _attend_segment(qkv, vectors, matrices, scratch, partials, output, splits, height, width, 1, SCALE, S, P, T, CHANNELS)
     else:
-        _attend_segment(qkv, vectors, matrices, scratch, partials, output, splits, height, width, 0, SCALE, S, P, T)
+        _attend_segment(qkv, vectors, matrices, scratch, partials, output, splits, height, width, 0, SCALE, S, P, T, CHANNELS)

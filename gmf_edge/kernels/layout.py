@@ -45,20 +45,30 @@ def padded_dim(segment_dim: int) -> int:
 
 @dataclass(frozen=True)
 class Tile:
-    """Compile-time shape of a program: `tokens` at once, `warps` of 32 threads, `stages` of software pipelining."""
+    """Compile-time shape of a program.
+
+    Attributes:
+        tokens: how many a program holds at once.
+        channels: how many of a segment's channels a depthwise window in front of a pointwise convolution takes at once.
+        warps: of 32 threads.
+        stages: of software pipelining.
+    """
 
     tokens: int
+    channels: int
     warps: int
     stages: int
 
 
 def tile_of(segment_dim: int) -> Tile:
-    """The tile for a width: the largest at which ptxas spills nothing on sm_87 (gmf_edge/kernels/README.md holds the table).
+    """The tile for a width: as large as ptxas holds without spilling on sm_80 to sm_90 (the table is in plugins/README.md).
 
-    One stage: a second one multiplies the shared memory and the loops over taps have little to prefetch.
+    Channels go in steps of 32, or of 16 where that leaves fewer of them idle (S = 40, 48, 72). One stage: a second one
+    multiplies the shared memory, and the loops over taps have little to prefetch.
     """
     padded = padded_dim(segment_dim)
-    return Tile(tokens=64 if padded <= 64 else 32, warps=4 if padded <= 16 else 8, stages=1)
+    channels = min((32, 16), key=lambda step: -(-segment_dim // step) * step) if padded >= 32 else padded
+    return Tile(tokens=64 if padded <= 64 else 16, channels=channels, warps=4 if padded <= 16 else 8, stages=1)
 
 
 @dataclass(frozen=True)

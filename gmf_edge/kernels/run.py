@@ -73,7 +73,7 @@ def group_mix_attention(
     if multiprocessors is None:
         multiprocessors = _multiprocessors(qkv)
     geometry = plan(batch, tokens, channels // 5, tile_tokens or tile.tokens, multiprocessors)
-    constants = {"S": geometry.segment_dim, "P": geometry.padded_dim, "T": geometry.tile_tokens}
+    constants = {"S": geometry.segment_dim, "P": geometry.padded_dim, "T": geometry.tile_tokens, "CHANNELS": tile.channels}
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
 
     vectors, matrices = packed or packed_weights(inputs, geometry, fill)

@@ -1,0 +1,99 @@
+"""Ahead-of-time compilation without a GPU: metadata that a launcher can trust, and registers, spills and shared memory that do not regress."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from gmf_edge.errors import KernelError  # noqa: E402
+from gmf_edge.kernels.compile import (  # noqa: E402
+    HIDDEN_ARGUMENTS,
+    KERNELS,
+    STATIC_SHARED_BYTES,
+    TABLE_FILE,
+    KernelTable,
+    compile_kernels,
+    compile_widths,
+    read_table,
+)
+from gmf_edge.spec import ModelSpec  # noqa: E402
+
+# registers per thread at which the blocks of an SM still number what they did when these were measured (ptxas 12.8, sm_87)
+MOST_REGISTERS = {
+    ("aggregate", 8): 128,
+    ("attend", 8): 80,
+    ("aggregate", 64): 184,
+    ("attend", 64): 184,
+}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> KernelTable:
+    return compile_widths((8, 64), ("sm_87",), tmp_path_factory.mktemp("kernels"))
+
+
+def test_no_kernel_spills_or_grows(table: KernelTable) -> None:
+    assert len(table.images) == 2 * len(KERNELS)
+    for image in table.images:
+        assert image.spill_bytes == 0, image
+        assert image.stack_bytes == 0, image
+        assert 0 < image.shared_bytes <= STATIC_SHARED_BYTES, image
+        assert 0 < image.registers <= MOST_REGISTERS.get((image.kernel, image.segment_dim), 64), image
+
+
+def test_table_reads_back_and_names_every_argument(table: KernelTable) -> None:
+    again = read_table(table.folder)
+    assert again == table
+    aggregate = again.image_of("aggregate", "sm_87", 64, "fp16")
+    qkv_to_output = ("qkv", "vectors", "matrices", "scratch", "partials", "output")
+    assert aggregate.arguments == (*qkv_to_output, "height", "width", "tiles_per_split", *HIDDEN_ARGUMENTS)
+    attend = again.image_of("attend", "sm_87", 64, "fp16")
+    assert attend.scale == pytest.approx((320 / 8) ** -0.5)
+    assert aggregate.epsilon == pytest.approx(1e-5)
+    assert len(again.rows) == len(again.images)
+
+
+def test_cubins_are_of_the_architecture_and_name_no_folder(table: KernelTable) -> None:
+    for image in table.images:
+        cubin = table.read_cubin(image)
+        assert cubin.startswith(b"\x7fELF")
+        assert image.entry.encode() in cubin
+        assert str(Path(__file__).parents[2]).encode() not in cubin
+        assert ".target sm_87" in (table.folder / image.ptx).read_text()
+
+
+def test_a_changed_or_missing_image_is_refused(table: KernelTable, tmp_path: Path) -> None:
+    shutil.copytree(table.folder, tmp_path / "copy")
+    copy = read_table(tmp_path / "copy")
+    image = copy.images[0]
+    (copy.folder / image.cubin).write_bytes(copy.read_cubin(image)[:-1] + b"x")
+    with pytest.raises(KernelError, match="not the kernel that the table describes"):
+        copy.read_cubin(image)
+    (copy.folder / image.cubin).unlink()
+    with pytest.raises(KernelError, match="compile the kernels again"):
+        copy.read_cubin(image)
+    with pytest.raises(KernelError, match="--arch sm_90"):
+        copy.image_of("attend", "sm_90", 64, "fp16")
+    (copy.folder / TABLE_FILE).write_text("{}")
+    with pytest.raises(KernelError, match="not a kernel table"):
+        read_table(copy.folder)
+
+
+@pytest.mark.parametrize(
+    ("archs", "dtype", "message"), [(("sm_75",), "fp16", "sm_75"), ((), "fp16", "none"), (("sm_87",), "int8", "type 'int8'")]
+)
+def test_requests_that_cannot_be_met_say_so(archs: tuple[str, ...], dtype: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(KernelError, match=message):
+        compile_kernels(ModelSpec.of("pico"), archs, tmp_path, dtype=dtype)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["mobile", "small", "base"])
+def test_no_kernel_of_a_variant_spills_on_orin_or_hopper(variant: str, tmp_path: Path) -> None:
+    table = compile_kernels(ModelSpec.of(variant), ("sm_87", "sm_90"), tmp_path)
+    assert [image for image in table.images if image.spill_bytes] == []
