@@ -47,7 +47,7 @@ VERSIONS = tuple(bindings.version for bindings in SUPPORTED)
 
 # what pip says when it cannot talk to an index, as opposed to an index that has no such wheel
 UNREACHABLE = re.compile(
-    r"NewConnectionError|ConnectTimeout|ReadTimeout|Connection (?:refused|reset|aborted|broken)|"
+    r"connection error|timed out|NewConnectionError|ConnectTimeout|ReadTimeout|Connection (?:refused|reset|aborted|broken)|"
     r"Temporary failure in name resolution|Name or service not known|Network is unreachable|No route to host|"
     r"ProxyError|SSLError|Ignoring indexes|--no-index",
 )
@@ -86,15 +86,29 @@ def _download(package: str, version: str, python: str, into: Path) -> Path | Non
     """
     machine = platform.machine()
     platforms = [f"manylinux_2_{glibc}_{machine}" for glibc in (35, 34, 31, 28, 27, 24, 17)] + [f"manylinux2014_{machine}"]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--implementation", "cp"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--retries",
+        "1",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--implementation",
+        "cp",
+    ]
     command += ["--python-version", python, "--dest", str(into)]
     for name in platforms:
         command += ["--platform", name]
     answer = subprocess.run([*command, f"{package}=={version}"], capture_output=True, text=True)
     if answer.returncode == 0:
         return next(into.glob("*.whl"))
-    if UNREACHABLE.search(answer.stderr) or os.environ.get("PIP_NO_INDEX"):
-        raise IndexUnreachable(f"the package index did not answer for {package}=={version}: {answer.stderr.strip()[-300:]}")
+    told = UNREACHABLE.search(answer.stdout + answer.stderr)
+    if told or os.environ.get("PIP_NO_INDEX"):
+        reason = told[0] if told else "PIP_NO_INDEX is set"
+        _unreachable[package] = IndexUnreachable(f"the package index did not answer for {package}=={version}: {reason}")
+        raise _unreachable[package]
     return None
 
 
@@ -113,6 +127,10 @@ def _build_stub_libraries(extension: Path, folder: Path) -> None:
         subprocess.run(command, check=True, capture_output=True)
 
 
+# an index that does not answer is asked once
+_unreachable: dict[str, IndexUnreachable] = {}
+
+
 @cache
 def unpacked(version: str) -> tuple[str, Path]:
     """(path of a Python that fits, folder with `tensorrt/` and `stubs/`) for one of VERSIONS.
@@ -127,6 +145,8 @@ def unpacked(version: str) -> tuple[str, Path]:
         folder = home / f"{version}-cp{python}-{platform.machine()}"
         if (folder / "complete").exists():
             return path, folder
+    if _unreachable:
+        raise next(iter(_unreachable.values()))
     home.mkdir(parents=True, exist_ok=True)
     for python, path in interpreters():
         for package in bindings.packages:
