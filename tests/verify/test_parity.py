@@ -1,4 +1,4 @@
-"""The parity report and its gate, on engines that are arrays: right ones pass, each known way to be wrong fails in words of its own."""
+"""The parity report and its gate, on engines that are arrays: right ones pass, each known way to be wrong fails in its words."""
 
 from __future__ import annotations
 
