@@ -83,7 +83,8 @@ def rewrite_onnx(plain: Path, out: Path) -> list[PassRecord]:
             )
         for clean in (
             onnx_passes.IdentityEliminationPass(),
-            onnx_passes.DeduplicateInitializersPass(),
+            # without its size limit: q, k and v must share every folded weight again
+            onnx_passes.DeduplicateHashedInitializersPass(size_limit=1 << 40),
             onnx_passes.RemoveUnusedNodesPass(),
         ):
             clean(graph)
