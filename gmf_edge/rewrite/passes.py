@@ -90,8 +90,17 @@ def rewrite_onnx(plain: Path, out: Path) -> list[PassRecord]:
             clean(graph)
         _add_body(graph)
         records.append(PassRecord(step.name, fired, _prove(graph, images, expected, step.name) if fired else 0.0))
+    _type_values(graph)
     onnx_ir.save(graph, out)
     return records
+
+
+def _type_values(graph: onnx_ir.Model) -> None:
+    """Types and shapes of the values that the rules made: the lowering to another precision reads them."""
+    onnx_passes.ShapeInferencePass()(graph)
+    untyped = [value.name for node in graph.graph for value in node.outputs if value.dtype is None]
+    if untyped:
+        raise RewriteError(f"no type could be inferred for {untyped[0]} ({len(untyped)} such values)", "report this with the graph")
 
 
 def _add_body(graph: onnx_ir.Model) -> None:
