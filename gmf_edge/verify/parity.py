@@ -27,6 +27,8 @@ TOP_K = 5
 MISPLACED_FACTOR = 2.0
 # a near tie may be no wider than this share of the spread (standard deviation) of the image's reference logits
 NEAR_TIE_SHARE = 0.02
+# an error above this share of the reference's spread over the images drowns what tells images apart
+BLIND_SHARE = 0.5
 # of a comparison with a limit, for the rounding of sums and percentages
 SLACK = 1e-9
 
@@ -104,6 +106,8 @@ class ParityReport:
         max_abs_error: largest absolute logit difference; NaN where any image's logits are not finite, as the three that follow.
         relative_l2: norm of all differences over the norm of the reference.
         cosine, min_cosine: mean and smallest over the images.
+        reference_spread: norm of the reference logits' deviation from their mean over the images, over the norm of the
+            reference. Where relative_l2 is not well below it, the numbers do not tell this engine from one that ignores its input.
         non_finite_images, reference_non_finite_images: images with NaN or infinite logits of the engine, and of FP32 PyTorch.
         batches: numerics by batch size.
     """
@@ -122,6 +126,7 @@ class ParityReport:
     relative_l2: float
     cosine: float
     min_cosine: float
+    reference_spread: float
     non_finite_images: int
     reference_non_finite_images: int
     batches: Mapping[int, BatchNumerics] = field(default_factory=dict)
@@ -221,6 +226,7 @@ def measure(
     _refuse_mismatch(images, classes, names, labels, class_names)
     known = labels if trained else None
     parts: list[_Compared] = []
+    total = np.zeros(classes)
     done = 0
     for batch in batches:
         if done + len(batch) > images:
@@ -228,12 +234,17 @@ def measure(
         span = slice(done, done + len(batch))
         logits = _served_logits(engine, batch, classes, profile)
         parts.append(_compare(reference_logits[span], logits, None if known is None else known[span]))
+        total += reference_logits[span].astype(np.float64).sum(axis=0)
         done += len(batch)
         progress(done / images, f"parity on {done} of {images} images")
     if done != images:
         raise DataError(f"{done} images with {images} reference logits", "compute the reference on the same images")
     found = _Compared(*map(np.concatenate, zip(*parts, strict=True)))
-    return _report(found, names, labels, class_names, known, classes, batch_numerics)
+    # sum of squares about the mean = sum of squares - squared norm of the sum / n
+    squares = float(found.squared_reference.sum())
+    about_mean = squares - float((total**2).sum()) / images
+    spread = math.sqrt(max(about_mean, 0.0) / squares) if squares > 0 and math.isfinite(about_mean) else math.nan
+    return _report(found, names, labels, class_names, known, classes, batch_numerics, spread)
 
 
 def judge(report: ParityReport, gate: Gate, has_trained_weights: bool) -> tuple[bool, str]:
@@ -241,7 +252,8 @@ def judge(report: ParityReport, gate: Gate, has_trained_weights: bool) -> tuple[
 
     In this order: all logits finite; every batch size (cosine, relative L2, rows alike and in their places); then top-1 where there
     are labels and trained weights, else agreement (flips that are near ties excused: they say nothing about the engine); then the
-    cosine and relative L2 of the evaluation images. The limit of the relative L2, which alone sees a wrong scale, is twice the
+    cosine and relative L2 of the evaluation images. A report that passes on images that the model hardly tells apart says so, since
+    its figures then say little. The limit of the relative L2, which alone sees a wrong scale, is twice the
     relative error that the cosine limit stands for.
     """
     failure = _failure(report, gate, has_trained_weights)
@@ -249,6 +261,8 @@ def judge(report: ParityReport, gate: Gate, has_trained_weights: bool) -> tuple[
         return False, failure
     sizes = ", ".join(str(size) for size in sorted(report.batches))
     numerics = f"cosine {report.cosine:.6f} (limit {gate.min_cosine:g}), right at batch {sizes}"
+    if report.images > 1 and not report.relative_l2 <= report.reference_spread * BLIND_SHARE:
+        numerics += f", but the images' logits differ by only {report.reference_spread:.1e} of their norm, too little to prove much"
     if _claims_accuracy(report, has_trained_weights):
         return True, f"{_accuracy_words(report, gate)}; {_flip_words(report)}; {numerics}"
     return True, f"{_agreement_words(report, gate)}; {numerics}"
@@ -308,6 +322,7 @@ def _report(
     known: NDArray[np.int64] | None,
     classes: int,
     batch_numerics: Mapping[int, BatchNumerics] | None,
+    spread: float,
 ) -> ParityReport:
     images = len(found.same)
     usual_error = float(np.median(found.error[np.isfinite(found.error)])) if np.isfinite(found.error).any() else 0.0
@@ -356,6 +371,7 @@ def _report(
         relative_l2=metrics.relative_l2(found.squared_error, found.squared_reference),
         cosine=float(found.cosine.mean()),
         min_cosine=float(found.cosine.min()),
+        reference_spread=spread,
         non_finite_images=int((~found.engine_finite).sum()),
         reference_non_finite_images=int((~found.reference_finite).sum()),
         batches=dict(batch_numerics or {}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gmf_edge.errors import SpecError
 from gmf_edge.model.groupmixformer import GroupMixFormer, random_model
@@ -94,6 +94,38 @@ class PaperForward:
         return self.linear(self.batch_norm(x, "norm4").mean((2, 3)), "head")
 
 
+def lively_model(spec: ModelSpec, seed: int) -> GroupMixFormer:
+    """Every parameter drawn, none left at 0 or 1, and activations near unit variance: logits depend on every layer and the image.
+
+    Freshly initialised weights let the signal fade: the images would differ in the fourth digit, and a wrong layer with them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    model = GroupMixFormer(spec)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            drawn = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim > 1:
+                parameter.copy_(drawn * parameter[0].numel() ** -0.5)
+            else:
+                parameter.copy_(0.2 * drawn + (1.0 if name.endswith("weight") else 0.0))
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None  # statistics become those of the pass below
+        model.train()(torch.randn(16, 3, 64, 64, generator=generator))
+    return model.eval()
+
+
+def assert_equal_logits(model: GroupMixFormer, images: Tensor) -> None:
+    """Within 1e-5 of the largest logit of the images and their mirror images, and within 1e-4 of how far these are apart."""
+    with torch.no_grad():
+        logits, exact = model(images), PaperForward(model.state_dict())(images)
+        other = PaperForward(model.state_dict())(images.flip(3))
+    assert logits.shape == (len(images), model.spec.num_classes)
+    error = float((logits - exact).abs().max())
+    assert error <= 1e-5 * float(torch.cat([exact, other]).abs().max())
+    assert error <= 1e-4 * float((other - exact).abs().max())
+
+
 def drawn_images(batch: int, height: int, width: int) -> Tensor:
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(7))
 
@@ -101,25 +133,28 @@ def drawn_images(batch: int, height: int, width: int) -> Tensor:
 @pytest.mark.parametrize(("batch", "size"), [(1, (64, 64)), (2, (256, 192)), (3, (96, 160)), (1, (32, 32))], ids=str)
 @pytest.mark.parametrize("classes", [1, 10, 37])
 def test_logits_equal_the_paper_in_float64(batch: int, size: tuple[int, int], classes: int) -> None:
-    model = random_model(ModelSpec("custom", *SMALL, classes, size), seed=classes)
-    images = drawn_images(batch, *size)
-    with torch.no_grad():
-        logits = model(images)
-        exact = PaperForward(model.state_dict())(images)
-    assert logits.shape == (batch, classes)
-    assert float((logits - exact).abs().max()) <= 1e-5 * float(exact.abs().max())
+    assert_equal_logits(lively_model(ModelSpec("custom", *SMALL, classes, size), seed=classes), drawn_images(batch, *size))
 
 
 def test_mobile_logits_equal_the_paper_in_float64() -> None:
-    model = random_model(ModelSpec.of("mobile", 10, (64, 64)), seed=0)
-    images = drawn_images(2, 64, 64)
+    assert_equal_logits(lively_model(ModelSpec.of("mobile", 10, (64, 64)), seed=0), drawn_images(2, 64, 64))
+
+
+def test_every_parameter_of_a_block_reaches_the_logits() -> None:
+    model = lively_model(ModelSpec("custom", *SMALL, 10, (64, 64)), seed=2)
+    images, generator = drawn_images(2, 64, 64), torch.Generator().manual_seed(9)
     with torch.no_grad():
-        logits, exact = model(images), PaperForward(model.state_dict())(images)
-    assert float((logits - exact).abs().max()) <= 1e-5 * float(exact.abs().max())
+        before = model(images)
+        for name, parameter in model.named_parameters():
+            kept = parameter.clone()
+            # other directions, not another scale, which a normalisation would undo
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * parameter.std().clamp(min=0.2))
+            assert float((model(images) - before).abs().max()) > 1e-4, name
+            parameter.copy_(kept)
 
 
 def test_an_image_has_the_same_logits_alone_and_in_a_batch() -> None:
-    model = random_model(ModelSpec("custom", *SMALL, 10, (64, 64)), seed=1)
+    model = lively_model(ModelSpec("custom", *SMALL, 10, (64, 64)), seed=1)
     images = drawn_images(9, 64, 64)
     with torch.no_grad():
         together = model(images)

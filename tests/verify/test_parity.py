@@ -319,6 +319,23 @@ def test_a_wrong_scale_fails_although_no_class_changes() -> None:
     assert "relative L2 error 1 is above the limit 0.02829" in why
 
 
+def test_the_spread_of_the_reference_is_worked_by_hand() -> None:
+    # mean (2, 0): deviations (1, 1), (-1, -1), squares 4 in all, over 9 + 1 + 1 + 1 = 12
+    reference = np.array([[3.0, 1.0], [1.0, -1.0]])
+    assert table_report(reference, reference).reference_spread == pytest.approx(math.sqrt(4 / 12))
+
+
+def test_a_pass_on_images_that_the_model_hardly_tells_apart_says_so() -> None:
+    common = np.random.default_rng(5).normal(size=CLASSES)
+    reference = common + 1e-5 * np.random.default_rng(6).normal(size=(30, CLASSES))
+    ignorant = np.tile(common, (30, 1))  # an engine that ignores its input
+    report = replace(table_report(reference, ignorant), batches=full_report(ArrayEngine()).batches)
+    passed, why = judge(report, FP16, False)
+    assert passed
+    assert "too little to prove much" in why
+    assert "too little" not in judge(full_report(ArrayEngine()), FP16, True)[1]
+
+
 def accuracy_report(lost: int, gained: int, images: int = 1000) -> ParityReport:
     """`images` labelled 0, the reference right on all but `gained`; logits large enough that the changes are small in numbers."""
     reference = np.tile([100.0, 99.0, 0.0], (images, 1))
