@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation without a GPU: metadata that a launcher can trust, and registers, spills and shared memory that do not regress."""
+"""Ahead-of-time compilation without a GPU: metadata to trust; registers, spills and shared memory do not regress."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from gmf_edge.errors import KernelError  # noqa: E402
-from gmf_edge.kernels.compile import (  # noqa: E402
+from gmf_edge.errors import KernelError
+from gmf_edge.kernels.compile import (
     HIDDEN_ARGUMENTS,
     KERNELS,
     STATIC_SHARED_BYTES,
@@ -20,7 +20,7 @@ from gmf_edge.kernels.compile import (  # noqa: E402
     compile_widths,
     read_table,
 )
-from gmf_edge.spec import ModelSpec  # noqa: E402
+from gmf_edge.spec import ModelSpec
 
 # registers per thread at which the blocks of an SM still number what they did when these were measured (ptxas 12.8, sm_87)
 MOST_REGISTERS = {

@@ -1,0 +1,106 @@
+"""The kernels of one width as one value: what a node of plugin.onnx carries in its attribute `kernels`, and an engine after it.
+
+Layout, little endian: MAGIC, count, zero; `count` records (RECORD); the cubins, each at its record's offset from the start.
+The attribute is this in base64, because a string attribute passes through parsers that stop at a NUL.
+plugins/gma/kernel_archive.cpp reads it.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+from typing import TYPE_CHECKING
+
+from gmf_edge.errors import KernelError
+from gmf_edge.kernels.compile import KERNELS, TYPES, KernelTable
+from gmf_edge.ops.group_mix_attention import OP_TYPE
+
+if TYPE_CHECKING:
+    import onnx
+
+MAGIC = b"GMFKRN01"
+HEADER = struct.Struct("<8sII")
+# kernel, entry, arch, S, type, T, warps, shared bytes, arguments, zero, scale, epsilon, offset, size, SHA-256
+RECORD = struct.Struct("<16s64s8I2f2Q32s")
+ATTRIBUTE = "kernels"
+# what TensorRT's parser looks a plugin up by
+PLUGIN_VERSION, PLUGIN_NAMESPACE = "1", ""
+
+
+def kernel_archive(table: KernelTable, segment_dim: int, dtype: str = "fp16", archs: tuple[str, ...] | None = None) -> bytes:
+    """The images for one width.
+
+    Args:
+        table: what compile_kernels made.
+        segment_dim: S.
+        dtype: of compile.TYPES.
+        archs: which architectures; None for all that the table holds.
+
+    Raises:
+        KernelError: an image is missing or is not the one that was compiled.
+    """
+    archs = archs or tuple(dict.fromkeys(image.arch for image in table.images))
+    images = [table.image_of(kernel, arch, segment_dim, dtype) for arch in archs for kernel in KERNELS]
+    cubins = [table.read_cubin(image) for image in images]
+    records, offset = [], HEADER.size + RECORD.size * len(images)
+    for image, cubin in zip(images, cubins, strict=True):
+        if len(image.entry) >= 64:
+            raise KernelError(f"the entry {image.entry} is too long for an archive", "shorten the kernel's name")
+        records.append(
+            RECORD.pack(
+                image.kernel.encode(),
+                image.entry.encode(),
+                int(image.arch.removeprefix("sm_")),
+                image.segment_dim,
+                TYPES.index(image.dtype),
+                image.tile_tokens,
+                image.warps,
+                image.shared_bytes,
+                len(image.arguments),
+                0,
+                image.scale,
+                image.epsilon,
+                offset,
+                len(cubin),
+                bytes.fromhex(image.sha256),
+            )
+        )
+        offset += len(cubin)
+    return b"".join([HEADER.pack(MAGIC, len(images), 0), *records, *cubins])
+
+
+def attach_kernels(
+    model: onnx.ModelProto, table: KernelTable, dtype: str = "fp16", archs: tuple[str, ...] | None = None
+) -> onnx.ModelProto:
+    """A copy of plugin.onnx whose fused nodes carry their kernels and the names that TensorRT's parser wants.
+
+    Args:
+        model: with nodes OP_TYPE and without their function bodies.
+        table, dtype, archs: see kernel_archive.
+
+    Raises:
+        KernelError: there is no such node, or no kernel for its width.
+    """
+    import onnx
+    from onnx import helper
+
+    attached = onnx.ModelProto()
+    attached.CopyFrom(model)
+    encoded: dict[int, str] = {}
+    nodes = [node for node in attached.graph.node if node.op_type == OP_TYPE]
+    if not nodes:
+        raise KernelError(f"the graph has no {OP_TYPE} node", "give the fused graph without its function bodies (plugin.onnx)")
+    for node in nodes:
+        given = {attribute.name: attribute for attribute in node.attribute}
+        width = given["segment_dim"].i
+        if width not in encoded:
+            encoded[width] = base64.b64encode(kernel_archive(table, width, dtype, archs)).decode()
+        for name, value in (
+            ("plugin_version", PLUGIN_VERSION),
+            ("plugin_namespace", PLUGIN_NAMESPACE),
+            (ATTRIBUTE, encoded[width]),
+        ):
+            if name in given:
+                node.attribute.remove(given[name])
+            node.attribute.append(helper.make_attribute(name, value))
+    return attached

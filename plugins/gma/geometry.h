@@ -1,0 +1,79 @@
+// Geometry of the GmfGroupMixAttention kernels; the same numbers as gmf_edge/kernels/layout.py (a test compares them).
+//
+// Letters: B batch, N tokens, C channels, S = C / 5 channels of a segment, d = S / 2 of a head, P = S padded to a power of two.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+namespace gmf_edge {
+
+constexpr int64_t kSegments = 5;
+constexpr int64_t kMixedSegments = 4;
+constexpr int64_t kMinPaddedDim = 16;
+constexpr int64_t kVectorRows = 251;
+constexpr int64_t kMatrixCount = 6;
+constexpr int64_t kMaxSplits = 32;
+constexpr int64_t kInputs = 20;
+
+constexpr int64_t divideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+constexpr int64_t paddedDim(int64_t segmentDim) {
+    int64_t padded = kMinPaddedDim;
+    while (padded < segmentDim) {
+        padded *= 2;
+    }
+    return padded;
+}
+
+// One launch of the kernels; see Geometry in layout.py.
+struct Geometry {
+    int64_t batch;
+    int64_t tokens;
+    int64_t segmentDim;
+    int64_t tileTokens;
+    int64_t splits;
+    int64_t tilesPerSplit;
+
+    // FP32 numbers of one (image, split, segment): m [S], l [S], context [S, d]
+    static constexpr int64_t partialFloats(int64_t segmentDim) { return segmentDim * (2 + segmentDim / 2); }
+};
+
+inline Geometry planGeometry(int64_t batch, int64_t tokens, int64_t segmentDim, int64_t tileTokens, int64_t multiprocessors) {
+    int64_t const tiles = divideUp(tokens, tileTokens);
+    int64_t const wanted = divideUp(4 * multiprocessors, kSegments * batch);
+    int64_t const limit = std::max<int64_t>(1, std::min({wanted, tiles, kMaxSplits}));
+    int64_t const tilesPerSplit = divideUp(tiles, limit);
+    return {batch, tokens, segmentDim, tileTokens, divideUp(tiles, tilesPerSplit), tilesPerSplit};
+}
+
+// Workspace of one node: four regions, each aligned as TensorRT aligns the workspace itself.
+struct Workspace {
+    static constexpr size_t kAlignment = 256;
+    size_t vectors;
+    size_t matrices;
+    size_t scratch;
+    size_t partials;
+    size_t bytes;
+};
+
+// For every batch up to maxBatch: the number of partials does not grow evenly with the batch, so it is bounded, not planned.
+inline Workspace planWorkspace(
+    int64_t maxBatch, int64_t tokens, int64_t segmentDim, int64_t tileTokens, int64_t multiprocessors, size_t elementBytes) {
+    auto const align = [](size_t bytes) { return (bytes + Workspace::kAlignment - 1) / Workspace::kAlignment * Workspace::kAlignment; };
+    size_t const padded = static_cast<size_t>(paddedDim(segmentDim));
+    int64_t const tiles = divideUp(tokens, tileTokens);
+    int64_t const perImage = std::min(tiles, kMaxSplits);
+    int64_t const partials = std::min(maxBatch * perImage, divideUp(4 * multiprocessors, kSegments) + maxBatch);
+    Workspace workspace{};
+    workspace.vectors = 0;
+    workspace.matrices = align(kVectorRows * padded * sizeof(float));
+    workspace.scratch = workspace.matrices + align(kMatrixCount * padded * padded * elementBytes);
+    workspace.partials = workspace.scratch + align(static_cast<size_t>(maxBatch * tokens * kMixedSegments * segmentDim) * elementBytes);
+    workspace.bytes = workspace.partials
+        + align(static_cast<size_t>(partials * kMixedSegments * Geometry::partialFloats(segmentDim)) * sizeof(float));
+    return workspace;
+}
+
+} // namespace gmf_edge

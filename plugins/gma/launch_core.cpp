@@ -1,0 +1,125 @@
+#include "launch_core.h"
+
+#include "problem.h"
+
+#include <array>
+#include <cmath>
+
+namespace gmf_edge {
+namespace {
+
+constexpr char kRebuild[] = "build the bundle again with this version of gmf-edge";
+// pointers, integers and the two of Triton's own that the kernels never read
+constexpr uint32_t kPackArguments = 19 + 2 + 2;
+constexpr uint32_t kAggregateArguments = 6 + 3 + 2;
+constexpr uint32_t kAttendArguments = 6 + 3 + 2;
+
+uint32_t argumentsOf(std::string const& kernel) {
+    return kernel == "pack_weights" ? kPackArguments : kernel == "aggregate" ? kAggregateArguments : kAttendArguments;
+}
+
+bool near(float a, float b) { return std::abs(a - b) <= 1e-5F * std::abs(b); }
+
+std::string hexOf(std::array<uint8_t, 32> const& digest) {
+    constexpr char kDigits[] = "0123456789abcdef";
+    std::string text;
+    for (uint8_t const byte : digest) {
+        text += {kDigits[byte >> 4], kDigits[byte & 15]};
+    }
+    return text;
+}
+
+} // namespace
+
+LaunchCore::LaunchCore(Attributes const& attributes, std::string kernelsBase64)
+    : mAttributes(attributes), mArchive(std::make_shared<KernelArchive const>(std::move(kernelsBase64))) {
+    if (attributes.height < 1 || attributes.width < 1 || attributes.segmentDim < 2 || attributes.segmentDim % 2 != 0) {
+        throw Problem("the attributes height, width and segment_dim of this node cannot be", kRebuild);
+    }
+    for (KernelImage const& image : mArchive->images()) {
+        if (static_cast<int32_t>(image.segmentDim) != attributes.segmentDim) {
+            throw Problem("the kernels are for segments of " + std::to_string(image.segmentDim) + " channels, this node has "
+                    + std::to_string(attributes.segmentDim),
+                kRebuild);
+        }
+        if (image.arguments != argumentsOf(image.kernel) || image.tileTokens != mArchive->images().front().tileTokens
+            || image.type != type() || image.type > ElementType::kFLOAT) {
+            throw Problem("kernel " + image.kernel + " was compiled for another version of this library", kRebuild);
+        }
+        if ((image.scale != 0.0F && !near(image.scale, attributes.scale)) || (image.epsilon != 0.0F && !near(image.epsilon, attributes.epsilon))) {
+            throw Problem("kernel " + image.kernel + " was compiled for another scale or epsilon than this node's", kRebuild);
+        }
+    }
+}
+
+void LaunchCore::checkInputs(int64_t inputs, int64_t tokens, int64_t stacked) const {
+    if (inputs != kInputs) {
+        throw Problem("this node has " + std::to_string(inputs) + " inputs, expected " + std::to_string(kInputs), kRebuild);
+    }
+    if (tokens != this->tokens() || stacked != 3 * kSegments * segmentDim()) {
+        throw Problem("qkv has " + std::to_string(tokens) + " tokens of " + std::to_string(stacked) + " channels, this node is for "
+                + std::to_string(this->tokens()) + " of " + std::to_string(3 * kSegments * segmentDim()),
+            "feed the image size and the width that the model was exported for");
+    }
+}
+
+size_t LaunchCore::workspaceBytes(int64_t maxBatch) const {
+    int64_t const multiprocessors = mLoaded ? mLoaded->device.multiprocessors : currentDevice().multiprocessors;
+    return planWorkspace(maxBatch, tokens(), segmentDim(), tileTokens(), multiprocessors, elementBytes()).bytes;
+}
+
+LoadedKernel LaunchCore::loadOne(std::string_view kernel, uint32_t arch) const {
+    KernelImage const& image = mArchive->imageOf(kernel, arch);
+    return {image.cubin.data(), hexOf(image.sha256), image.entry, image.warps, image.sharedBytes};
+}
+
+void LaunchCore::load() {
+    if (loaded()) {
+        return;
+    }
+    Device const device = currentDevice();
+    mLoaded = std::make_shared<Loaded const>(
+        Loaded{device, loadOne("pack_weights", device.arch), loadOne("aggregate", device.arch), loadOne("attend", device.arch)});
+}
+
+void LaunchCore::enqueue(int64_t batch, void const* const* inputs, void* output, void* workspace, CUstream stream) const {
+    if (!loaded()) {
+        throw Problem("the kernels were not loaded before the first launch", "report this with the TensorRT version");
+    }
+    int64_t const multiprocessors = mLoaded->device.multiprocessors;
+    Geometry const geometry = planGeometry(batch, tokens(), segmentDim(), tileTokens(), multiprocessors);
+    Workspace const regions = planWorkspace(batch, tokens(), segmentDim(), tileTokens(), multiprocessors, elementBytes());
+    auto const region = [&](size_t offset) { return static_cast<void*>(static_cast<char*>(workspace) + offset); };
+    void* vectors = region(regions.vectors);
+    void* matrices = region(regions.matrices);
+    void* scratch = region(regions.scratch);
+    void* partials = region(regions.partials);
+    void const* qkv = inputs[0];
+    int32_t height = mAttributes.height;
+    int32_t width = mAttributes.width;
+    auto tilesPerSplit = static_cast<int32_t>(geometry.tilesPerSplit);
+    auto splits = static_cast<int32_t>(geometry.splits);
+    void* none = nullptr;
+
+    // cuLaunchKernel wants the address of every argument
+    std::array<void*, kPackArguments> pack{};
+    for (int64_t i = 1; i < kInputs; ++i) {
+        pack[i - 1] = const_cast<void const**>(&inputs[i]);
+    }
+    pack[19] = &vectors;
+    pack[20] = &matrices;
+    pack[21] = pack[22] = &none;
+    mLoaded->pack.launch(kVectorRows + kMatrixCount, 1, 1, stream, pack.data());
+
+    std::array<void*, kAggregateArguments> aggregate = {
+        &qkv, &vectors, &matrices, &scratch, &partials, &output, &height, &width, &tilesPerSplit, &none, &none};
+    auto const images = static_cast<uint32_t>(batch);
+    mLoaded->aggregate.launch(static_cast<uint32_t>(geometry.splits), kSegments, images, stream, aggregate.data());
+
+    std::array<void*, kAttendArguments> attend = {
+        &qkv, &vectors, &matrices, &scratch, &partials, &output, &height, &width, &splits, &none, &none};
+    auto const tiles = static_cast<uint32_t>(divideUp(tokens(), tileTokens()));
+    mLoaded->attend.launch(tiles, kMixedSegments, images, stream, attend.data());
+}
+
+} // namespace gmf_edge

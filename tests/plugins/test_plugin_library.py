@@ -1,0 +1,131 @@
+"""Builds the C++ plugin and its host-logic test with AddressSanitizer, and runs it against a mock of the CUDA driver.
+
+TENSORRT_ROOT: one or more folders with TensorRT's headers, separated by ":" (8.6, 10.3, 10.13, 11.1 in CI); without it, or without
+CMake, a C++ compiler or CUDA's headers, these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from gmf_edge.kernels.archive import kernel_archive
+from gmf_edge.kernels.compile import HIDDEN_ARGUMENTS, KERNELS, KernelImage, KernelTable
+from gmf_edge.kernels.layout import MATRIX_COUNT, VECTOR_ROWS, padded_dim, plan
+
+PLUGINS = Path(__file__).parents[2] / "plugins"
+ROOTS = [Path(root) for root in os.environ.get("TENSORRT_ROOT", "").split(":") if root]
+
+needs_headers = pytest.mark.skipif(not ROOTS, reason="TENSORRT_ROOT is not set")
+needs_tools = pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("c++")), reason="needs CMake and a C++ compiler")
+pytestmark = [needs_headers, needs_tools]
+
+
+def fake_table(folder: Path) -> KernelTable:
+    """A table of kernels that only the mock driver can run: S = 16, sm_87 and sm_90."""
+    images = []
+    for arch in ("sm_87", "sm_90"):
+        for kernel in KERNELS:
+            content = f"\x7fELF {kernel} {arch}".encode() + bytes(range(256))
+            path = folder / f"{kernel}-{arch}.cubin"
+            path.write_bytes(content)
+            pointers = 21 if kernel == "pack_weights" else 6
+            arguments = tuple(f"p{i}" for i in range(pointers)) + (() if pointers == 21 else ("height", "width", "count"))
+            images.append(
+                KernelImage(
+                    kernel=kernel,
+                    arch=arch,
+                    segment_dim=16,
+                    dtype="fp16",
+                    entry=kernel,
+                    arguments=arguments + HIDDEN_ARGUMENTS,
+                    tile_tokens=64,
+                    warps=4,
+                    scale=(80 / 8) ** -0.5 if kernel == "attend" else 0.0,
+                    epsilon=1e-5 if kernel == "aggregate" else 0.0,
+                    registers=0,
+                    spill_bytes=0,
+                    stack_bytes=0,
+                    shared_bytes=65536 if (kernel, arch) == ("aggregate", "sm_90") else 4608,
+                    cubin=path.name,
+                    ptx="",
+                    sha256=hashlib.sha256(content).hexdigest(),
+                )
+            )
+    return KernelTable(folder, tuple(images), "none", {})
+
+
+@pytest.fixture(scope="module", params=ROOTS, ids=[root.name for root in ROOTS])
+def build(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build folder with the library, the mock and the test, for one set of headers."""
+    folder = tmp_path_factory.mktemp("plugin")
+    configure = ["cmake", "-S", str(PLUGINS), "-B", str(folder), f"-DTENSORRT_ROOT={request.param}", "-DGMF_EDGE_PLUGIN_TESTS=ON"]
+    sanitize = ["-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS=-fsanitize=address,undefined -fno-sanitize-recover=all"]
+    done = subprocess.run([*configure, *sanitize], capture_output=True, text=True)
+    if "cuda.h was not found" in done.stderr:
+        pytest.skip("needs CUDA's headers")
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run(["cmake", "--build", str(folder), "--parallel", "2"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_host_logic_against_the_mock_driver(build: Path, tmp_path: Path) -> None:
+    kernels = tmp_path / "kernels.txt"
+    kernels.write_text(base64.b64encode(kernel_archive(fake_table(tmp_path), 16)).decode())
+    # the address sanitizer's allocator hides a leaked module no better than the mock's own count
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(build / "mock"), "ASAN_OPTIONS": "detect_leaks=1:alloc_dealloc_mismatch=1"}
+    command = [str(build / "plugin_host_test"), str(build / "libgmf_edge_plugin.so"), str(kernels)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout
+
+
+def test_library_exports_only_what_tensorrt_looks_for(build: Path) -> None:
+    text = subprocess.run(
+        ["nm", "-D", "--defined-only", str(build / "libgmf_edge_plugin.so")], capture_output=True, text=True
+    ).stdout
+    names = {line.split()[-1] for line in text.splitlines() if " T " in line}
+    assert {"getPluginCreators", "setLoggerFinder"} <= names
+    assert names - {"getPluginCreators", "setLoggerFinder", "getCreators", "_init", "_fini"} == set()
+    needed = subprocess.run(["readelf", "-d", str(build / "libgmf_edge_plugin.so")], capture_output=True, text=True).stdout
+    # loads on a machine without a driver, and does not pull a TensorRT in
+    assert "libcuda" not in needed
+    assert "libnvinfer" not in needed
+
+
+def test_without_a_driver_the_library_loads_and_says_so(build: Path, tmp_path: Path) -> None:
+    kernels = tmp_path / "kernels.txt"
+    kernels.write_text(base64.b64encode(kernel_archive(fake_table(tmp_path), 16)).decode())
+    if subprocess.run(["ldconfig", "-p"], capture_output=True, text=True).stdout.count("libcuda.so.1"):
+        pytest.skip("this machine has a driver")
+    code = f"import ctypes; ctypes.CDLL({str(build / 'libgmf_edge_plugin.so')!r}).getPluginCreators(ctypes.byref(ctypes.c_int()))"
+    # a library built with a sanitizer needs its runtime first
+    runtime = subprocess.run(["c++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    environment = {**os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
+    subprocess.run([shutil.which("python3") or "python3", "-c", code], check=True, env=environment)
+
+
+def test_geometry_in_cpp_is_that_of_python(build: Path) -> None:
+    cases = [
+        (batch, tokens, segment, tile, processors)
+        for batch in (1, 2, 3, 7, 8, 52, 53, 64)
+        for tokens, segment, tile in ((3136, 16, 64), (784, 32, 64), (196, 64, 64), (49, 64, 64), (9216, 48, 64), (143, 96, 16))
+        for processors in (8, 16, 132)
+    ]
+    lines = "\n".join(" ".join(map(str, case)) for case in cases)
+    done = subprocess.run([str(build / "plugin_host_test"), "--geometry"], input=lines, capture_output=True, text=True, check=True)
+    for case, line in zip(cases, done.stdout.splitlines(), strict=True):
+        geometry = plan(*case)
+        *got, partial_bytes = map(int, line.split())
+        floats = geometry.partial_floats
+        assert got == [geometry.splits, geometry.tiles_per_split, padded_dim(case[2]), floats, VECTOR_ROWS, MATRIX_COUNT], case
+        # the workspace for this batch also holds the partials of every smaller one
+        for smaller in range(1, case[0] + 1):
+            assert partial_bytes >= smaller * plan(smaller, *case[1:]).splits * 4 * floats * 4, (case, smaller)
