@@ -287,7 +287,8 @@ class Graph:
             raise
         graph = call("cudaStreamEndCapture", stream.handle)
         try:
-            return cls(call("cudaGraphInstantiate", graph, 0))
+            # CUDA 11, 12 and 13 agree on this one; cudaGraphInstantiate changed its arguments with 12
+            return cls(call("cudaGraphInstantiateWithFlags", graph, 0))
         finally:
             call("cudaGraphDestroy", graph)
 

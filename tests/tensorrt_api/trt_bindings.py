@@ -78,7 +78,7 @@ def interpreters() -> tuple[tuple[str, str], ...]:
     return tuple(found.items())
 
 
-def _download(package: str, version: str, python: str, into: Path) -> Path | None:
+def download(package: str, version: str, python: str, into: Path) -> Path | None:
     """The wheel for that Python, or None where the index has none for it.
 
     Raises:
@@ -151,7 +151,7 @@ def unpacked(version: str) -> tuple[str, Path]:
     for python, path in interpreters():
         for package in bindings.packages:
             with tempfile.TemporaryDirectory(dir=home) as scratch:
-                wheel = _download(package, version, python, Path(scratch))
+                wheel = download(package, version, python, Path(scratch))
                 if wheel is None:
                     continue
                 tree = Path(scratch) / "tree"

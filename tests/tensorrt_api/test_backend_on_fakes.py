@@ -1,0 +1,554 @@
+"""The whole backend, ours and Polygraphy's code, against each version's API: graph -> engine -> proof -> sidecar -> open -> run.
+
+`tensorrt` is a stand-in with exactly the names of that version's bindings, CUDA one on host memory (trt_fake, cuda_fake): what is
+tested is every call, its arguments, buffers, graphs and errors; not TensorRT's own work, which the tests marked `gpu` are for.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import trt_bindings
+from cuda_fake import FakeCuda
+from trt_fake import CLASSES, FakeModel, FakeTensorRT
+
+from gmf_edge.engines.protocol import EngineRequest, Graphs
+from gmf_edge.engines.tensorrt import TensorRTBackend, inspect_engine
+from gmf_edge.engines.tensorrt_build import PLUGIN_OP
+from gmf_edge.engines.tensorrt_doctor import MISSING, OK, diagnose
+from gmf_edge.errors import EngineError, EnvironmentProblem, PrecisionError, SpecError, StaleArtifact
+from gmf_edge.spec import OPSET_NEW, OPSET_OLD, BatchProfile, Precision
+
+pytest.importorskip("polygraphy")
+
+
+@dataclass
+class Machine:
+    """A made-up device: its TensorRT, its CUDA, a bundle folder and an output folder."""
+
+    trt: FakeTensorRT
+    cuda: FakeCuda
+    model: FakeModel
+    request: EngineRequest
+    out: Path
+
+    def build(self, **changes: Any) -> tuple[str, ...]:
+        return TensorRTBackend().build(replace(self.request, **changes), self.out)
+
+    def open(self, files: tuple[str, ...], **changes: Any) -> Any:
+        return TensorRTBackend().open(replace(self.request, **changes), self.out, files)
+
+    @property
+    def sidecar(self) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads((self.out / "engine.plan.json").read_text())
+        return told
+
+    def calls(self, name: str) -> list[tuple[Any, ...]]:
+        return [args for called, args, _ in self.trt.calls if called == name]
+
+
+MakeMachine = Callable[..., Machine]
+
+
+def without(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name == prefix or name.startswith(prefix + ".")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeMachine]:
+    monkeypatch.setenv("GMF_EDGE_CACHE", str(tmp_path / "cache"))
+
+    def machine(version: str, model: FakeModel | None = None, **cuda_options: Any) -> Machine:
+        try:
+            described = trt_bindings.dump(version)
+        except trt_bindings.IndexUnreachable as error:
+            pytest.skip(str(error))
+        model = model or FakeModel()
+        cuda = FakeCuda(**cuda_options)
+        trt = FakeTensorRT(described, cuda, model)
+        # Polygraphy keeps the TensorRT that it saw first
+        without("polygraphy", monkeypatch)
+        without("cuda", monkeypatch)
+        packages = {name: ModuleType(name) for name in ("cuda", "cuda.bindings")}
+        packages["cuda.bindings"].runtime = cuda  # type: ignore[attr-defined]
+        packages["cuda"].bindings = packages["cuda.bindings"]  # type: ignore[attr-defined]
+        for name, module in {**packages, "cuda.bindings.runtime": cuda, "tensorrt": trt}.items():
+            monkeypatch.setitem(sys.modules, name, module)
+        bundle, out = tmp_path / "bundle", tmp_path / "out"
+        for folder in (bundle, out):
+            folder.mkdir(exist_ok=True)
+        files = {}
+        for form in ("portable", "plugin"):
+            for opset in (OPSET_OLD, OPSET_NEW):
+                files[form, opset] = f"{form}-{opset}.onnx"
+                (bundle / files[form, opset]).write_bytes(f"{form} {opset}".encode())
+        request = EngineRequest(Graphs(bundle, files), Precision.FP16, BatchProfile(1, 2, 4), (32, 32))
+        return Machine(trt, cuda, model, request, out)
+
+    yield machine
+    without("polygraphy", monkeypatch)
+
+
+every_version = pytest.mark.parametrize("version", trt_bindings.VERSIONS)
+
+
+def images(batch: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.random.default_rng(seed).normal(size=(batch, 3, 32, 32)).astype(np.float32)
+
+
+def expected(batch: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return batch.astype(np.float64).mean(axis=(1, 2, 3))[:, None] + np.arange(CLASSES)
+
+
+@every_version
+def test_build_open_run(make: MakeMachine, version: str) -> None:
+    machine = make(version)
+    files = machine.build()
+    assert files == ("engine.plan", "engine.plan.json")
+    with machine.open(files) as engine:
+        for batch in (1, 2, 4, 2):
+            np.testing.assert_allclose(engine.infer(images(batch, batch)), expected(images(batch, batch)), rtol=1e-6, atol=1e-6)
+        # one graph per batch size, replayed when the size comes again
+        assert machine.cuda.log.count("instantiate") == 3
+        assert machine.cuda.log.count("launch") == 4
+        assert engine.facts.version == version
+        assert engine.facts.form == "portable"
+        assert engine.facts.notes[0].startswith(f"TensorRT {version} is {machine.sidecar['target']}")
+    assert not machine.cuda.memory, "leaked memory"
+    assert not machine.cuda.streams, "leaked streams"
+    assert not machine.cuda.events, "leaked events"
+    assert not machine.cuda.graphs, "leaked graphs"
+
+
+@every_version
+def test_the_graph_fits_the_version(make: MakeMachine, version: str) -> None:
+    machine = make(version)
+    machine.build()
+    opset = OPSET_OLD if version.startswith("8.") else OPSET_NEW
+    assert machine.sidecar["graph_file"] == f"portable-{opset}.onnx"
+    [(parsed,)] = machine.calls("OnnxParser.parse_from_file")
+    assert parsed.endswith(f"portable-{opset}.onnx")
+
+
+@every_version
+def test_typing_is_weak_with_flags_in_8_and_strong_later(make: MakeMachine, version: str) -> None:
+    machine = make(version, FakeModel(precision="Int8"))
+    machine.build(precision=Precision.INT8)
+    flags = machine.trt.configs[0]._flags
+    created = machine.trt.networks[0]._flags
+    kinds = machine.trt.types["NetworkDefinitionCreationFlag"]
+    if version.startswith("8."):
+        assert {"FP16", "INT8"} <= flags
+        assert created == 1 << int(kinds.EXPLICIT_BATCH)
+    else:
+        assert not {"FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"} & flags
+        assert created == 1 << int(kinds.STRONGLY_TYPED)
+    assert "TF32" not in flags
+
+
+ISLAND = [
+    ("CAST", "to fp16", ["images"], ["h0"], {"to_type": "HALF"}),
+    ("CONVOLUTION", "conv", ["h0"], ["h1"], {}),
+    ("CAST", "to fp32", ["h1"], ["f0"], {"to_type": "FLOAT"}),
+    ("SOFTMAX", "softmax", ["f0"], ["f1"], {}),
+    ("CONSTANT", "scale", [], ["c0"], {}),
+    ("ELEMENTWISE", "product", ["f1", "c0"], ["f2"], {"metadata": "[ONNX Layer: /blocks/product]"}),
+    ("CAST", "back", ["f2"], ["h2"], {"to_type": "HALF"}),
+    ("ELEMENTWISE", "residual", ["h2", "c0"], ["h3"], {}),
+    ("QUANTIZE", "q", ["h3", "c0"], ["q0"], {"dtype": "INT8"}),
+    ("DEQUANTIZE", "dq", ["q0", "c0"], ["d0"], {}),
+    ("MATRIX_MULTIPLY", "gemm", ["d0", "d0"], ["d1"], {}),
+    ("SHAPE", "shape", ["h3"], ["s0"], {"dtype": "INT32"}),
+    ("SHUFFLE", "reshape", ["h3", None], ["h4"], {}),
+    ("ELEMENTWISE", "named", ["h4", "h4"], ["h5"], {"metadata": "[ONNX Layer: /head/named]"}),
+]
+
+
+def test_fp32_islands_are_pinned_and_the_rest_is_free_in_8(make: MakeMachine) -> None:
+    machine = make("8.6.1", FakeModel(layers=ISLAND))
+    machine.build(fp32_islands=("/head/named", "/gone"))
+    layers = {layer.name: layer for layer in machine.trt.networks[0]._layers}
+    pinned = {name for name, layer in layers.items() if layer._output_types}
+    assert pinned == {"softmax", "product", "named"}
+    assert all(layers[name]._output_types == {0: "FLOAT"} and layers[name].precision.name == "FLOAT" for name in pinned)
+    assert "OBEY_PRECISION_CONSTRAINTS" in machine.trt.configs[0]._flags
+    assert any("/gone" in note for note in machine.sidecar["notes"])
+
+
+def test_nothing_is_pinned_for_fp32(make: MakeMachine) -> None:
+    machine = make("8.6.1", FakeModel(layers=ISLAND, precision="Float"))
+    machine.build(precision=Precision.FP32)
+    assert not any(layer._output_types for layer in machine.trt.networks[0]._layers)
+    assert not {"FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS", "TF32"} & machine.trt.configs[0]._flags
+
+
+@every_version
+def test_options_reach_the_builder(make: MakeMachine, version: str, tmp_path: Path) -> None:
+    machine = make(version)
+    options: dict[str, Any] = {
+        "workspace_mib": 512,
+        "optimization_level": 4,
+        "version_compatible": True,
+        "hardware_compatibility": "ampere+",
+        "refit": True,
+        "max_aux_streams": 1,
+        "tactic_sources": ("-jit_convolutions",),
+        "timing_cache": str(tmp_path / "own.cache"),
+    }
+    machine.build(options=options)
+    config = machine.trt.configs[0]
+    assert config._pools == {"WORKSPACE": 512 << 20}
+    assert config.builder_optimization_level == 4
+    assert config.max_aux_streams == 1
+    assert config.hardware_compatibility_level.name == "AMPERE_PLUS"
+    assert {"VERSION_COMPATIBLE", "REFIT"} <= config._flags
+    assert config.profiling_verbosity.name == "DETAILED"
+    assert config._tactics == 0b11111 & ~(1 << int(machine.trt.types["TacticSource"].JIT_CONVOLUTIONS))
+    assert config._profiles[0]._shapes["images"] == [(1, 3, 32, 32), (2, 3, 32, 32), (4, 3, 32, 32)]
+    assert (tmp_path / "own.cache").read_bytes() == b"timings"
+    assert config._preview == ({"PROFILE_SHARING_0806": True} if version.startswith("8.") else {})
+
+
+@every_version
+def test_the_timing_cache_is_kept_per_device_and_version(make: MakeMachine, version: str, tmp_path: Path) -> None:
+    machine = make(version)
+    machine.build()
+    [kept] = (tmp_path / "cache" / "timing").glob("*.cache")
+    assert kept.name.startswith("Fake-Orin-sm-87-cuda12.6-trt" + version)
+    machine.build()
+    # the second build starts from it
+    assert [args for args in machine.calls("IBuilderConfig.create_timing_cache") if args == (b"timings",)]
+    machine.build(options={"timing_cache": ""})
+    assert kept.read_bytes() == b"timings"
+
+
+@every_version
+def test_a_stripped_engine_gets_its_weights_back(make: MakeMachine, version: str) -> None:
+    machine = make(version)
+    if version.startswith("8."):
+        with pytest.raises(SpecError, match="no stripped engines"):
+            machine.build(options={"strip": True})
+        return
+    files = machine.build(options={"strip": True})
+    assert {"STRIP_PLAN", "REFIT_IDENTICAL"} <= machine.trt.configs[0]._flags
+    before = len(machine.calls("OnnxParserRefitter.refit_from_file"))
+    with machine.open(files) as engine:
+        assert engine.infer(images(1)).shape == (1, CLASSES)
+    refits = machine.calls("OnnxParserRefitter.refit_from_file")
+    assert len(refits) == before + 1
+    assert refits[-1][0].endswith("portable-20.onnx")
+    (machine.request.graphs.folder / "portable-20.onnx").unlink()
+    with pytest.raises(EngineError, match="no weights of its own"):
+        machine.open(files)
+
+
+@every_version
+def test_out_of_memory_is_tried_again_with_less_workspace(make: MakeMachine, version: str) -> None:
+    machine = make(version, FakeModel(build_failures=["Error Code 2: OutOfMemory (Requested size was 3 bytes.)"] * 2))
+    machine.build(options={"workspace_mib": 1024})
+    assert [config._pools["WORKSPACE"] >> 20 for config in machine.trt.configs] == [1024, 512, 256]
+    assert machine.sidecar["options"]["workspace_mib"] == 256
+    assert any("repeated with 256 MiB" in note for note in machine.sidecar["notes"])
+
+
+def test_out_of_memory_to_the_end_says_what_to_lower(make: MakeMachine) -> None:
+    machine = make("10.3.0", FakeModel(build_failures=["CUDA out of memory"] * 9))
+    with pytest.raises(EngineError, match=r"even with a workspace of 64 MiB.*lower --max-batch"):
+        machine.build(options={"workspace_mib": 256})
+    assert not list(machine.out.iterdir())
+
+
+def test_too_little_workspace_says_so(make: MakeMachine) -> None:
+    machine = make("10.3.0", FakeModel(build_failures=["Could not find any implementation for node conv."]))
+    with pytest.raises(EngineError, match="give more workspace than 64 MiB"):
+        machine.build(options={"workspace_mib": 64})
+
+
+@every_version
+def test_a_graph_that_the_parser_refuses_is_named(make: MakeMachine, version: str) -> None:
+    machine = make(version, FakeModel(parse_error="No importer registered for op: Gelu"))
+    machine.trt.types["OnnxParser"].num_errors = property(lambda owner: 1)
+    with pytest.raises(EngineError, match=r"does not take portable-\d+.onnx: No importer registered for op: Gelu \(node 3\)"):
+        machine.build()
+
+
+@every_version
+def test_an_engine_that_stayed_in_fp32_fails_the_build_and_is_not_written(make: MakeMachine, version: str) -> None:
+    machine = make(version, FakeModel(precision="Float"))
+    with pytest.raises(PrecisionError, match=r"no layer of the engine runs in fp16: conv \+ hswish"):
+        machine.build()
+    assert not list(machine.out.iterdir())
+    assert not machine.cuda.memory, "a failed build leaks memory"
+
+
+def test_too_much_fp32_fails_the_build_by_time(make: MakeMachine) -> None:
+    machine = make("10.13.3.9")
+    machine.build(options={"max_fp32_share": 0.2})
+    # the fake's times: convolution 2.0 ms, softmax 0.5 ms
+    assert machine.sidecar["precision_shares"] == pytest.approx({"fp16": 0.8, "fp32": 0.2})
+    with pytest.raises(PrecisionError, match=r"20% of the work stayed in FP32 .at most 19%"):
+        machine.build(options={"max_fp32_share": 0.19})
+
+
+@every_version
+def test_a_foreign_engine_is_refused_before_tensorrt_sees_it(make: MakeMachine, version: str) -> None:
+    machine = make(version)
+    files = machine.build()
+    seen = len(machine.calls("Runtime.deserialize_cuda_engine"))
+    machine.cuda.capability, machine.cuda.name = (9, 0), b"Fake H100"
+    with pytest.raises(StaleArtifact, match=r"built on Fake Orin \(sm_87\).*Fake H100 \(sm_90\).*gmf-edge deploy"):
+        machine.open(files)
+    machine.cuda.capability, machine.cuda.name = (8, 7), b"Fake Orin"
+    machine.trt.__version__ = "10.4.0"
+    with pytest.raises(StaleArtifact, match=f"TensorRT {version}; this machine has TensorRT 10.4.0"):
+        machine.open(files)
+    machine.trt.__version__ = version
+    (machine.request.graphs.folder / machine.sidecar["graph_file"]).write_bytes(b"another model")
+    with pytest.raises(StaleArtifact, match="built from another portable"):
+        machine.open(files)
+    assert len(machine.calls("Runtime.deserialize_cuda_engine")) == seen
+
+
+def test_a_changed_engine_file_is_refused(make: MakeMachine) -> None:
+    machine = make("10.3.0")
+    files = machine.build()
+    content = bytearray((machine.out / "engine.plan").read_bytes())
+    content[3] ^= 1
+    (machine.out / "engine.plan").write_bytes(content)
+    with pytest.raises(EngineError, match="not the file that was built"):
+        machine.open(files)
+    (machine.out / "engine.plan.json").unlink()
+    with pytest.raises(EngineError, match=r"has no engine\.plan\.json beside it"):
+        machine.open(files)
+
+
+@every_version
+def test_the_plugin_graph_is_taken_where_the_plugin_is(make: MakeMachine, version: str, tmp_path: Path) -> None:
+    library = tmp_path / "libgmf.so"
+    library.write_bytes(b"")
+    machine = make(version, FakeModel(library_plugins=[PLUGIN_OP]))
+    files = machine.build(options={"plugin_library": str(library)})
+    assert machine.sidecar["form"] == "plugin"
+    assert machine.sidecar["plugins"] == [PLUGIN_OP]
+    assert machine.calls("IPluginRegistry.load_library") == [(str(library),)]
+    with machine.open(files, options={"plugin_library": str(library)}) as engine:
+        assert engine.facts.form == "plugin"
+    machine.trt.known_plugins.clear()
+    library.unlink()
+    with pytest.raises(EngineError, match=r"plugin library .* is missing"):
+        machine.open(files)
+
+
+def test_a_plugin_library_without_the_plugin_is_refused(make: MakeMachine, tmp_path: Path) -> None:
+    library = tmp_path / "libother.so"
+    library.write_bytes(b"")
+    machine = make("11.4.0.106", FakeModel(library_plugins=["SomethingElse"]))
+    with pytest.raises(EngineError, match=r"gives no creator of GmfGroupMixAttention to TensorRT 11.4.0.106; .*IPluginV3"):
+        machine.build(options={"plugin_library": str(library)})
+
+
+@every_version
+def test_several_streams_give_results_in_order(make: MakeMachine, version: str) -> None:
+    machine = make(version)
+    files = machine.build()
+    with machine.open(files, options={"streams": 3}) as engine:
+        batches = [images(1 + number % 4, number) for number in range(7)]
+        answers = list(engine.infer_many(batches))
+        assert len(answers) == 7
+        for batch, answer in zip(batches, answers, strict=True):
+            np.testing.assert_allclose(answer, expected(batch), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 32, 32), (0, 3, 32, 32), (1, 3, 32, 64), (3, 32, 32)])
+def test_wrong_batches_are_refused(make: MakeMachine, shape: tuple[int, ...]) -> None:
+    machine = make("10.3.0")
+    files = machine.build()
+    engine = machine.open(files)
+    with pytest.raises(EngineError, match=r"outside the engine's profile 1..4|this engine takes"):
+        engine.infer(np.zeros(shape, np.float32))
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine.infer(images(1))
+
+
+def test_a_model_that_cannot_be_captured_runs_without_graphs_and_says_so(make: MakeMachine) -> None:
+    machine = make("10.3.0", FakeModel(capture_fails=True))
+    files = machine.build()
+    with machine.open(files) as engine:
+        np.testing.assert_allclose(engine.infer(images(2)), expected(images(2)), rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(engine.infer(images(1)), expected(images(1)), rtol=1e-6, atol=1e-6)
+        assert any("no CUDA graph could be captured" in note for note in engine.facts.notes)
+    assert "launch" not in machine.cuda.log
+
+
+def test_half_precision_input_and_output(make: MakeMachine) -> None:
+    machine = make("10.3.0", FakeModel(engine_type="HALF"))
+    files = machine.build()
+    with machine.open(files) as engine:
+        logits = engine.infer(images(2))
+        assert logits.dtype == np.float32
+        np.testing.assert_allclose(logits, expected(images(2)), rtol=2e-3, atol=2e-3)
+
+
+class GpuArray:
+    """What PyCUDA's GPUArray shows: __cuda_array_interface__ only."""
+
+    def __init__(self, cuda: FakeCuda, values: np.ndarray[Any, Any]) -> None:
+        self.shape, self.dtype = values.shape, values.dtype
+        _, self.pointer = cuda.cudaMalloc(values.nbytes)
+        block = cuda.memory[self.pointer]
+        self.values = np.frombuffer(memoryview(block), values.dtype).reshape(values.shape)
+        self.values[:] = values
+        self.strides: tuple[int, ...] | None = None
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        told = {"shape": self.shape, "typestr": self.dtype.str, "data": (self.pointer, False), "version": 2}
+        return {**told, "strides": self.strides}
+
+
+@every_version
+def test_gpu_arrays_go_in_and_out_without_a_copy(make: MakeMachine, version: str) -> None:
+    machine = make(version)
+    files = machine.build()
+    with machine.open(files) as engine:
+        source = GpuArray(machine.cuda, images(3))
+        target = GpuArray(machine.cuda, np.full((3, CLASSES), np.nan, np.float32))
+        machine.cuda.log.clear()
+        assert engine.infer_device(source, out=target) is target
+        np.testing.assert_allclose(target.values, expected(images(3)), rtol=1e-6, atol=1e-6)
+        assert not [entry for entry in machine.cuda.log if entry.startswith("copy")]
+        # the producer's work is waited for, and the answer is complete on return
+        assert machine.cuda.log == ["wait", "wait", "synchronize"]
+        own = engine.infer_device(source)
+        told = own.__cuda_array_interface__
+        assert told["shape"] == (3, CLASSES)
+        assert told["typestr"] == "<f4"
+        assert machine.cuda.contains(told["data"][0], 3 * CLASSES * 4)
+
+
+@pytest.mark.parametrize("fault", ["type", "strides", "host", "out"])
+def test_gpu_arrays_that_do_not_fit_are_refused(make: MakeMachine, fault: str) -> None:
+    machine = make("10.3.0")
+    files = machine.build()
+    with machine.open(files) as engine:
+        source: Any = GpuArray(machine.cuda, images(2).astype(np.float16 if fault == "type" else np.float32))
+        if fault == "strides":
+            source.strides = (4 * 3 * 32 * 32, 4, 4 * 3 * 32, 4 * 3)
+        out = GpuArray(machine.cuda, np.zeros((1, CLASSES), np.float32)) if fault == "out" else None
+        message = {
+            "type": "images has type float16, the engine's is float32",
+            "strides": "images is not contiguous",
+            "host": "outside GPU memory",
+            "out": r"out has shape \(1, 5\)",
+        }[fault]
+        with pytest.raises(EngineError, match=message):
+            engine.infer_device(images(2) if fault == "host" else source, out=out)
+
+
+def test_steps_are_timed(make: MakeMachine) -> None:
+    machine = make("10.3.0")
+    files = machine.build()
+    with machine.open(files) as engine:
+        engine.infer(images(2))
+        machine.cuda.log.clear()
+        times = engine.infer_timed(images(2))
+        assert [entry.split()[0] for entry in machine.cuda.log] == ["copy", "launch", "copy", "synchronize"]
+        assert min(times.h2d_ms, times.compute_ms, times.d2h_ms, times.enqueue_ms) >= 0
+        assert times.latency_ms == pytest.approx(times.h2d_ms + times.compute_ms + times.d2h_ms)
+        machine.cuda.log.clear()
+        engine.infer_timed(images(2), transfers=False)
+        assert machine.cuda.log == ["launch", "synchronize"]
+
+
+@every_version
+def test_inspect_tells_layers_precisions_and_memory(make: MakeMachine, version: str) -> None:
+    machine = make(version)
+    machine.build()
+    told = inspect_engine(machine.out / "engine.plan")
+    assert told["opened"] is True
+    assert [layer["precision"] for layer in told["layers"]] == ["fp32", "fp16", "fp32"]
+    assert told["layers"][1]["time_ms"] == pytest.approx(2.0)
+    assert told["weights"] == 1080
+    assert told["memory_mib"]["activations"] == pytest.approx(3.0)
+    machine.cuda.device_error = 35
+    closed = inspect_engine(machine.out / "engine.plan")
+    assert closed["opened"] is False
+    assert "driver" in closed["why_not_opened"]
+    assert closed["precision_shares"] == told["precision_shares"]
+
+
+@every_version
+def test_progress_is_told_where_the_version_tells_it(make: MakeMachine, version: str) -> None:
+    machine = make(version)
+    shown: list[tuple[float | None, str]] = []
+    TensorRTBackend().build(machine.request, machine.out, lambda fraction, message: shown.append((fraction, message)))
+    fractions = [fraction for fraction, _ in shown if fraction is not None]
+    if version.startswith("8."):
+        assert fractions == []
+        assert any("does not tell its progress" in message for _, message in shown)
+    else:
+        assert fractions == sorted(fractions)
+        assert fractions[-1] == 1.0
+        assert any("Building Engine" in message for _, message in shown)
+
+
+def test_an_interrupt_during_progress_stops_the_build(make: MakeMachine) -> None:
+    machine = make("11.4.0.106")
+
+    def interrupt(fraction: float | None, message: str) -> None:
+        if fraction is not None and fraction > 0.4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        TensorRTBackend().build(machine.request, machine.out, interrupt)
+    assert not list(machine.out.iterdir())
+
+
+@every_version
+def test_a_machine_without_gpu_is_an_environment_problem_before_tensorrt_is_touched(make: MakeMachine, version: str) -> None:
+    machine = make(version, device_error=35)
+    with pytest.raises(EnvironmentProblem, match="driver is too old for this CUDA, or missing"):
+        machine.build()
+    assert not machine.trt.calls
+    assert "driver" in (TensorRTBackend().missing() or "")
+    states = {finding.subject: finding.state for finding in diagnose()}
+    assert states["GPU"] == MISSING
+    assert states["TensorRT"] == OK
+
+
+@every_version
+def test_a_machine_with_everything_misses_nothing(make: MakeMachine, version: str) -> None:
+    make(version)
+    assert TensorRTBackend().missing() is None
+    findings = {finding.subject: finding for finding in diagnose()}
+    assert findings["GPU"].detail.startswith("Fake Orin (sm_87)")
+    assert findings["TensorRT"].detail.startswith(version)
+
+
+@pytest.mark.parametrize("text", ["8.5.2", "9.1.0", "12.0", "unknown"])
+def test_other_versions_are_refused_with_what_is_supported(make: MakeMachine, text: str) -> None:
+    machine = make("10.3.0")
+    machine.trt.__version__ = text
+    with pytest.raises(EnvironmentProblem, match=f"TensorRT {text} is not supported; use TensorRT 8.6"):
+        machine.build()
+
+
+def test_dla_is_refused_where_there_is_none(make: MakeMachine) -> None:
+    machine = make("10.3.0")
+    with pytest.raises(SpecError, match="the DLA runs one batch size"):
+        machine.build(options={"dla_core": 0})
+    with pytest.raises(EngineError, match="no DLA core 0 here"):
+        machine.build(options={"dla_core": 0}, profile=BatchProfile(2, 2, 2))
+    with pytest.raises(SpecError, match="has no DLA support"):
+        make("10.13.3.9").build(options={"dla_core": 0}, profile=BatchProfile(2, 2, 2))
