@@ -1,0 +1,76 @@
+"""The same graph at an older opset, for runtimes such as TensorRT 8.6 whose importer ends at opset 17.
+
+ONNX's own down-converter has no step for Split and ReduceMean. Of the ops in these graphs only two changed between 17 and 20: Gelu is
+new in 20 (here x / 2 * (1 + erf(x / sqrt 2)), its definition), and Split's num_outputs attribute in 18 (equal parts are 17's default).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx_ir
+from onnx_ir import DataType
+
+from gmf_edge.errors import RewriteError
+from gmf_edge.spec import OPSET_OLD, Target
+
+# ops of these graphs that mean the same at 17 as at 20
+UNCHANGED_OPS = frozenset(
+    "Add Cast Concat Conv Div Erf Flatten Gemm GlobalAveragePool HardSwish LayerNormalization MatMul Mul QuantizeLinear "
+    "DequantizeLinear Reshape Softmax Transpose Split Gelu Identity Squeeze Unsqueeze".split()
+)
+
+
+def for_target(graph: onnx_ir.Model, target: Target) -> onnx_ir.Model:
+    """A copy of the graph at the target's opset and file format version; no function bodies may be left.
+
+    Raises:
+        RewriteError: the graph has an op that this page does not know to be the same at the older opset.
+    """
+    lowered = graph.clone()
+    lowered.ir_version = target.ir_version
+    if graph.opset_imports[""] == target.opset:
+        return lowered
+    if target.opset != OPSET_OLD:
+        raise RewriteError(f"no way from opset {graph.opset_imports['']} to {target.opset}", f"use opset {OPSET_OLD}")
+    for node in list(lowered.graph):
+        if node.domain == "" and node.op_type not in UNCHANGED_OPS:
+            raise RewriteError(
+                f"{node.name}: it is not known that {node.op_type} is the same at opset {target.opset}", "add it to rewrite/opset.py"
+            )
+        if node.op_type == "Split" and len(node.inputs) == 1:
+            node.attributes.pop("num_outputs", None)
+        if node.op_type == "Gelu":
+            _decompose_gelu(lowered, node)
+    lowered.opset_imports[""] = target.opset
+    return lowered
+
+
+def _decompose_gelu(graph: onnx_ir.Model, node: onnx_ir.Node) -> None:
+    (x,), out = node.inputs, node.outputs[0]
+    assert x is not None
+    dtype = x.dtype if x.dtype is not None else DataType.FLOAT
+
+    def constant(value: float) -> onnx_ir.Value:
+        name = f"gelu/{value:.6g}/{dtype.name.lower()}"
+        if name not in graph.graph.initializers:
+            tensor = onnx_ir.tensor(np.array(value, dtype.numpy()), name=name)
+            made = onnx_ir.Value(name=name, type=onnx_ir.TensorType(dtype), shape=tensor.shape, const_value=tensor)
+            graph.graph.register_initializer(made)
+        return graph.graph.initializers[name]
+
+    def step(op_type: str, suffix: str, *inputs: Any) -> onnx_ir.Value:
+        made = onnx_ir.node(op_type, list(inputs), name=f"{node.name}/{suffix}")
+        made.outputs[0].name, made.outputs[0].dtype, made.outputs[0].shape = f"{out.name}/{suffix}", dtype, out.shape
+        graph.graph.insert_before(node, made)
+        return made.outputs[0]
+
+    # this order of operations is the one that TensorRT and ONNX Runtime recognise and fuse
+    erf = step("Erf", "erf", step("Div", "over_sqrt2", x, constant(math.sqrt(2.0))))
+    result = step("Mul", "half", step("Mul", "gated", x, step("Add", "plus_one", erf, constant(1.0))), constant(0.5))
+    name = out.name
+    out.replace_all_uses_with(result, replace_graph_outputs=True)
+    graph.graph.remove(node, safe=True)
+    result.name = name
