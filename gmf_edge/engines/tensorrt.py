@@ -17,19 +17,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from gmf_edge.artifact import cache_root, write_failure
 from gmf_edge.engines.protocol import EngineFacts, EngineRequest, LayerRecord, Progress, silent
 from gmf_edge.engines.tensorrt_build import PLUGIN_OP, BuildJob, BuildLog, build_engine, load_plugin_library, registered_plugins
 from gmf_edge.engines.tensorrt_cuda import Device, free_memory_mib
 from gmf_edge.engines.tensorrt_inspect import prove_precision, read_inspector_json
 from gmf_edge.engines.tensorrt_options import TensorRTOptions
 from gmf_edge.engines.tensorrt_run import TensorRTEngine, deserialize
-from gmf_edge.engines.tensorrt_sidecar import Sidecar, file_sha256, write_atomically
+from gmf_edge.engines.tensorrt_sidecar import Sidecar, graph_sha256, write_atomically
 from gmf_edge.engines.tensorrt_versions import TensorRTVersion
 from gmf_edge.errors import EngineError, EnvironmentProblem, GmfEdgeError, StaleArtifact
 
@@ -105,7 +105,7 @@ class TensorRTBackend:
             target=version.target.name,
             form=form,
             graph_file=graph.name,
-            graph_sha256=file_sha256(graph),
+            graph_sha256=graph_sha256(graph),
             precision=request.precision.value,
             profile=(request.profile.min, request.profile.opt, request.profile.max),
             image_size=request.image_size,
@@ -134,7 +134,7 @@ class TensorRTBackend:
         path = folder / files[0]
         sidecar = Sidecar.read(path)
         graph = request.graphs.folder / sidecar.graph_file
-        if graph.is_file() and file_sha256(graph) != sidecar.graph_sha256:
+        if graph.is_file() and graph_sha256(graph) != sidecar.graph_sha256:
             raise StaleArtifact(
                 f"{path.name} was built from another {sidecar.graph_file} than the bundle's", "run 'gmf-edge deploy' again"
             )
@@ -209,14 +209,12 @@ def timing_cache_path(options: TensorRTOptions, device: Device, version: TensorR
     """
     if options.timing_cache is not None:
         return Path(options.timing_cache) if options.timing_cache else None
-    own = os.environ.get("GMF_EDGE_CACHE")
-    home = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gmf-edge"
     words = f"{device.name}-{device.architecture}-cuda{device.driver_cuda}-trt{version.text}-{device.power_mode}"
-    folder = home / "timing"
+    folder = cache_root() / "timing"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise EnvironmentProblem(f"the cache folder {folder} cannot be made: {error.strerror}", "set GMF_EDGE_CACHE") from error
+        raise write_failure(folder, error) from error
     return folder / (re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-") + ".cache")
 
 

@@ -73,8 +73,9 @@ class BuildLog:
 
     @property
     def last_errors(self) -> str:
-        """The last errors in one line, for an exception."""
-        return " | ".join(error.strip() for error in self.errors[-3:]) or "TensorRT gave no reason"
+        """The last errors, or warnings where there are none, in one line, for an exception."""
+        told = self.errors or self.warnings
+        return " | ".join(message.strip() for message in told[-3:]) or "TensorRT gave no reason"
 
 
 class BuildProgress:

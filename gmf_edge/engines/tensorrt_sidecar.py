@@ -13,27 +13,36 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from gmf_edge.artifact import sha256_of, write_failure
 from gmf_edge.engines.tensorrt_cuda import Device
 from gmf_edge.engines.tensorrt_versions import TensorRTVersion
-from gmf_edge.errors import EngineError, EnvironmentProblem, StaleArtifact
+from gmf_edge.errors import EngineError, StaleArtifact
 
 SCHEMA = 1
 REBUILD = "run 'gmf-edge deploy' here; engines do not travel between GPU architectures and TensorRT versions"
 
 
-def file_sha256(path: Path) -> str:
-    """Digest of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def graph_sha256(graph: Path) -> str:
+    """Digest of an ONNX file together with the weights that lie in files beside it, hexadecimal.
+
+    Two models of one architecture have the same graph and other weights. The names of the weight files are found by ONNX's encoding
+    of an external tensor, StringStringEntryProto(key="location", value=name), so that no ONNX library is needed (onnx.proto).
+    """
+    content = graph.read_bytes()
+    names = {
+        content[found.end() : found.end() + found[1][0]].decode(errors="replace")
+        for found in re.finditer(rb"\x0a\x08location\x12([\x01-\x7f])", content)
+    }
+    parts = [hashlib.sha256(content).hexdigest()]
+    parts += [sha256_of(graph.parent / name) for name in sorted(names) if (graph.parent / name).is_file()]
+    return parts[0] if len(parts) == 1 else hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -54,9 +63,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         if scratch is not None:
             scratch.unlink(missing_ok=True)
-        raise EnvironmentProblem(
-            f"{path} cannot be written: {error.strerror}", "free disk space or choose another folder"
-        ) from error
+        raise write_failure(path, error) from error
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,7 @@ class Sidecar:
         """
         if not engine.is_file():
             raise EngineError(f"{engine} is missing", REBUILD)
-        if engine.stat().st_size != self.engine_bytes or file_sha256(engine) != self.engine_sha256:
+        if engine.stat().st_size != self.engine_bytes or sha256_of(engine) != self.engine_sha256:
             raise EngineError(f"{engine} is not the file that was built ({self.engine_bytes} bytes expected)", REBUILD)
         built = f"{engine.name} was built on {self.device['name']} ({architecture_of(self.device)}) with TensorRT {self.tensorrt}"
         if not self._version_fits(version):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gmf_edge.engines.tensorrt_cuda import Device, cuda_version_text, driver_version
-from gmf_edge.engines.tensorrt_sidecar import Sidecar, write_atomically
+from gmf_edge.engines.tensorrt_sidecar import Sidecar, graph_sha256, write_atomically
 from gmf_edge.engines.tensorrt_versions import TensorRTVersion
 from gmf_edge.errors import EngineError, EnvironmentProblem, StaleArtifact
 
@@ -146,7 +146,7 @@ def test_a_sidecar_with_an_unknown_field_is_refused(tmp_path: Path) -> None:
 
 
 def test_writing_into_a_missing_folder_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentProblem, match="cannot be written"):
+    with pytest.raises(EnvironmentProblem, match="cannot write"):
         write_atomically(tmp_path / "gone" / "engine.plan", b"x")
     assert not list(tmp_path.iterdir())
 
@@ -162,6 +162,23 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(EnvironmentProblem, match="No space left on device"):
         write_atomically(path, b"new")
     assert [entry.read_bytes() for entry in tmp_path.iterdir()] == [b"old"]
+
+
+def test_the_graphs_digest_covers_its_weights(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    import numpy as np
+
+    tensor = onnx.numpy_helper.from_array(np.arange(512, dtype=np.float32), "w")
+    graph = onnx.helper.make_graph([], "g", [], [], [tensor])
+    path = tmp_path / "model.onnx"
+    model = onnx.helper.make_model(graph)
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    before = graph_sha256(path)
+    assert graph_sha256(path) == before
+    content = bytearray((tmp_path / "weights.bin").read_bytes())
+    content[5] ^= 1
+    (tmp_path / "weights.bin").write_bytes(content)
+    assert graph_sha256(path) != before
 
 
 def test_the_drivers_version_is_read_from_proc(tmp_path: Path) -> None:

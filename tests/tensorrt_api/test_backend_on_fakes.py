@@ -20,6 +20,7 @@ import trt_bindings
 from cuda_fake import FakeCuda
 from trt_fake import CLASSES, FakeModel, FakeTensorRT
 
+from gmf_edge.artifact import cache_root
 from gmf_edge.engines.protocol import EngineRequest, Graphs
 from gmf_edge.engines.tensorrt import TensorRTBackend, inspect_engine
 from gmf_edge.engines.tensorrt_build import PLUGIN_OP
@@ -66,6 +67,7 @@ def without(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeMachine]:
     monkeypatch.setenv("GMF_EDGE_CACHE", str(tmp_path / "cache"))
+    cache_root.cache_clear()
 
     def machine(version: str, model: FakeModel | None = None, **cuda_options: Any) -> Machine:
         try:
@@ -96,6 +98,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeMachin
 
     yield machine
     without("polygraphy", monkeypatch)
+    cache_root.cache_clear()
 
 
 every_version = pytest.mark.parametrize("version", trt_bindings.VERSIONS)
@@ -316,6 +319,19 @@ def test_a_foreign_engine_is_refused_before_tensorrt_sees_it(make: MakeMachine, 
     with pytest.raises(StaleArtifact, match="built from another portable"):
         machine.open(files)
     assert len(machine.calls("Runtime.deserialize_cuda_engine")) == seen
+
+
+def test_an_engine_of_other_weights_is_refused(make: MakeMachine) -> None:
+    """Two models of one architecture share every byte of the graph; the weights lie beside it."""
+    machine = make("10.3.0")
+    folder = machine.request.graphs.folder
+    (folder / "portable-20.onnx").write_bytes(b"onnx \x0a\x08location\x12\x0bweights.bin and more")
+    (folder / "weights.bin").write_bytes(b"one")
+    files = machine.build()
+    machine.open(files).close()
+    (folder / "weights.bin").write_bytes(b"two")
+    with pytest.raises(StaleArtifact, match="built from another portable-20"):
+        machine.open(files)
 
 
 def test_a_changed_engine_file_is_refused(make: MakeMachine) -> None:
