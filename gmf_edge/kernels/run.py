@@ -43,6 +43,7 @@ def group_mix_attention(
     multiprocessors: int | None = None,
     tile_tokens: int | None = None,
     packed: tuple[Any, Any] | None = None,
+    separate_local: bool = False,
     fill: float | None = None,
 ) -> Any:
     """The operator by its kernels.
@@ -54,6 +55,7 @@ def group_mix_attention(
         multiprocessors: decides how far the tokens are split; None asks the device (1 on a CPU).
         tile_tokens: tokens per tile, a power of two of at least 16; None for the compiled kernels' choice.
         packed: what `packed_weights` gave for these weights, to leave that launch out.
+        separate_local: x_agg0 by way of a tensor of its own, as in TensorRT's Python plugins.
         fill: a value put into all memory that the kernels are to write, such as NaN in a test; None leaves it as it comes.
 
     Returns:
@@ -83,23 +85,27 @@ def group_mix_attention(
     if fill is not None:
         for memory in (scratch, partials, output):
             memory.fill_(fill)
+    attended = 4 * geometry.segment_dim
+    if separate_local:
+        local = qkv.new_empty((batch, tokens, geometry.segment_dim))
+        local_stride = geometry.segment_dim
+    else:
+        local = output[:, :, attended:]
+        local_stride = channels
+    tiles, jobs, images = geometry.attend_grid
     kernels.aggregate[geometry.aggregate_grid](
-        qkv,
-        vectors,
-        matrices,
-        scratch,
-        partials,
-        output,
-        height,
-        width,
-        geometry.tiles_per_split,
+        *(qkv, vectors, matrices, height, width, geometry.tiles_per_split, scratch, partials, local),
         EPSILON=epsilon,
+        LOCAL_STRIDE=local_stride,
         **constants,
         **options,
     )
-    scale = node_attributes(height, width, channels)["scale"]
-    kernels.attend[geometry.attend_grid](
-        qkv, vectors, matrices, scratch, partials, output, height, width, geometry.splits, SCALE=scale, **constants, **options
+    kernels.attend[(tiles, jobs + separate_local, images)](
+        *(qkv, vectors, matrices, scratch, partials, local, height, width, geometry.splits, output),
+        SCALE=node_attributes(height, width, channels)["scale"],
+        LOCAL_STRIDE=local_stride,
+        **constants,
+        **options,
     )
     return output
 

@@ -12,7 +12,7 @@ constexpr char kRebuild[] = "build the bundle again with this version of gmf-edg
 // pointers, integers and the two of Triton's own that the kernels never read
 constexpr uint32_t kPackArguments = 19 + 2 + 2;
 constexpr uint32_t kAggregateArguments = 6 + 3 + 2;
-constexpr uint32_t kAttendArguments = 6 + 3 + 2;
+constexpr uint32_t kAttendArguments = 7 + 3 + 2;
 
 uint32_t argumentsOf(std::string const& kernel) {
     return kernel == "pack_weights" ? kPackArguments : kernel == "aggregate" ? kAggregateArguments : kAttendArguments;
@@ -95,6 +95,8 @@ void LaunchCore::enqueue(int64_t batch, void const* const* inputs, void* output,
     void* scratch = region(regions.scratch);
     void* partials = region(regions.partials);
     void const* qkv = inputs[0];
+    // x_agg0 takes the last S of the output's 5S channels
+    void* local = static_cast<char*>(output) + static_cast<size_t>(kMixedSegments * segmentDim()) * elementBytes();
     int32_t height = mAttributes.height;
     int32_t width = mAttributes.width;
     auto tilesPerSplit = static_cast<int32_t>(geometry.tilesPerSplit);
@@ -112,12 +114,12 @@ void LaunchCore::enqueue(int64_t batch, void const* const* inputs, void* output,
     mLoaded->pack.launch(kVectorRows + kMatrixCount, 1, 1, stream, pack.data());
 
     std::array<void*, kAggregateArguments> aggregate = {
-        &qkv, &vectors, &matrices, &scratch, &partials, &output, &height, &width, &tilesPerSplit, &none, &none};
+        &qkv, &vectors, &matrices, &height, &width, &tilesPerSplit, &scratch, &partials, &local, &none, &none};
     auto const images = static_cast<uint32_t>(batch);
     mLoaded->aggregate.launch(static_cast<uint32_t>(geometry.splits), kSegments, images, stream, aggregate.data());
 
     std::array<void*, kAttendArguments> attend = {
-        &qkv, &vectors, &matrices, &scratch, &partials, &output, &height, &width, &splits, &none, &none};
+        &qkv, &vectors, &matrices, &scratch, &partials, &local, &height, &width, &splits, &output, &none, &none};
     auto const tiles = static_cast<uint32_t>(divideUp(tokens(), tileTokens()));
     mLoaded->attend.launch(tiles, kMixedSegments, images, stream, attend.data());
 }

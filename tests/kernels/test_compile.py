@@ -49,8 +49,8 @@ def test_table_reads_back_and_names_every_argument(table: KernelTable) -> None:
     again = read_table(table.folder)
     assert again == table
     aggregate = again.image_of("aggregate", "sm_87", 64, "fp16")
-    qkv_to_output = ("qkv", "vectors", "matrices", "scratch", "partials", "output")
-    assert aggregate.arguments == (*qkv_to_output, "height", "width", "tiles_per_split", *HIDDEN_ARGUMENTS)
+    inputs, integers = ("qkv", "vectors", "matrices"), ("height", "width", "tiles_per_split")
+    assert aggregate.arguments == (*inputs, *integers, "scratch", "partials", "local", *HIDDEN_ARGUMENTS)
     attend = again.image_of("attend", "sm_87", 64, "fp16")
     assert attend.scale == pytest.approx((320 / 8) ** -0.5)
     assert aggregate.epsilon == pytest.approx(1e-5)

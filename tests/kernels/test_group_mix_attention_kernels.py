@@ -108,6 +108,13 @@ def test_kernels_match_the_reference(
     assert kernels_are_right(inputs, height, width, tile_tokens=tile, multiprocessors=processors)
 
 
+def test_x_agg0_by_way_of_its_own_tensor_gives_the_same_bits(device: str) -> None:
+    inputs = tensors(40, 2, 45, torch.float16, device)
+    direct = group_mix_attention(inputs, 9, 5, tile_tokens=16, multiprocessors=8, fill=float("nan"))
+    copied = group_mix_attention(inputs, 9, 5, tile_tokens=16, multiprocessors=8, fill=float("nan"), separate_local=True)
+    assert torch.equal(direct, copied)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize(("channels", "size"), [(80, 56), (160, 28), (320, 14), (320, 7), (480, 7), (40, 13)])
@@ -183,7 +190,7 @@ MUTATIONS = {
     "a split's sum is left out": ("tl.load(partials + S + c, mask=c < S, other=1.0) * now", "1.0 * now"),
     "softmax counts the masked tokens": ('tl.where(valid[:, None], k, float("-inf"))', "k"),
     "LayerNorm counts the padded channels": ("tl.sum(centred * centred, axis=1) / S", "tl.sum(centred * centred, axis=1) / P"),
-    "LayerNorm does not subtract the mean": ("local - (tl.sum(local, axis=1) / S)[:, None]", "local"),
+    "LayerNorm does not subtract the mean": ("mixed - (tl.sum(mixed, axis=1) / S)[:, None]", "mixed"),
     "heads see each other": ("mask=same_head, other=0.0)", "mask=(c < S)[:, None] & (c < S)[None, :], other=0.0)"),
     "CRPE's bias is left out": ("position += tl.load(vectors + (CRPE_BIAS + SEGMENT) * P + c)[None, :]", "position += 0.0"),
     "the scale is that of the head": ("context * (SCALE / total)", "context * (SCALE * 0.9 / total)"),

@@ -10,6 +10,7 @@
 #include <NvInferVersion.h>
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -150,10 +151,15 @@ void checkLaunches(mock::State& gpu, Memory& memory, int32_t batch, cudaStream_t
     CHECK(aggregate.entry == "aggregate" && aggregate.grid[0] == static_cast<uint32_t>(geometry.splits));
     CHECK(aggregate.grid[1] == 5 && aggregate.grid[2] == static_cast<uint32_t>(batch));
     CHECK(attend.entry == "attend" && attend.grid[0] == 3 && attend.grid[1] == 4 && attend.grid[2] == static_cast<uint32_t>(batch));
-    CHECK(aggregate.pointers[0] == memory.inputs[0] && aggregate.pointers[5] == memory.output.data());
+    CHECK(aggregate.pointers[0] == memory.inputs[0] && attend.pointers[6] == memory.output.data());
+    // x_agg0 starts behind the 4S attended channels; no byte of the output stays unwritten
+    CHECK(static_cast<char*>(aggregate.pointers[5]) == memory.output.data() + 4 * kS * 2);
+    for (char const byte : memory.output) {
+        CHECK(byte == 5 || byte == 6);
+    }
     // both read what pack wrote, and attend what aggregate wrote
     CHECK(aggregate.pointers[1] == pack.pointers[19] && aggregate.pointers[2] == pack.pointers[20]);
-    CHECK(aggregate.pointers == attend.pointers);
+    CHECK(std::equal(attend.pointers.begin(), attend.pointers.begin() + 6, aggregate.pointers.begin()));
     CHECK((aggregate.integers == std::vector<int32_t>{kH, kW, static_cast<int32_t>(geometry.tilesPerSplit)}));
     CHECK((attend.integers == std::vector<int32_t>{kH, kW, static_cast<int32_t>(geometry.splits)}));
     for (size_t i = 1; i < 5; ++i) {

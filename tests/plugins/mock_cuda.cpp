@@ -34,20 +34,29 @@ void note(mock::Launch& launch, void** arguments) {
         std::memset(launch.pointers[20], 2, 6 * kPadded * kPadded * 2);
         return;
     }
-    for (int i = 0; i < 6; ++i) {
-        launch.pointers.push_back(pointerAt(arguments, i));
+    // inputs, integers, outputs, then the two of Triton's own
+    bool const first = launch.entry == "aggregate";
+    int const integersAt = first ? 3 : 6;
+    for (int i = 0; i < (first ? 11 : 12); ++i) {
+        if (i >= integersAt && i < integersAt + 3) {
+            launch.integers.push_back(intAt(arguments, i));
+        } else {
+            launch.pointers.push_back(pointerAt(arguments, i));
+        }
     }
-    for (int i = 6; i < 9; ++i) {
-        launch.integers.push_back(intAt(arguments, i));
-    }
-    launch.pointers.push_back(pointerAt(arguments, 9));
-    launch.pointers.push_back(pointerAt(arguments, 10));
-    size_t const tokens = static_cast<size_t>(launch.integers[0]) * static_cast<size_t>(launch.integers[1]);
-    if (launch.entry == "aggregate") {
-        std::memset(launch.pointers[3], 3, launch.grid[2] * tokens * 4 * kSegment * 2);
+    size_t const tokens = launch.grid[2] * static_cast<size_t>(launch.integers[0]) * static_cast<size_t>(launch.integers[1]);
+    if (first) {
+        std::memset(launch.pointers[3], 3, tokens * 4 * kSegment * 2);
         std::memset(launch.pointers[4], 4, launch.grid[2] * launch.grid[0] * 4 * kSegment * (2 + kSegment / 2) * 4);
+        // x_agg0: the last S of each token's 5S channels
+        for (size_t n = 0; n < tokens; ++n) {
+            std::memset(static_cast<char*>(launch.pointers[5]) + n * 5 * kSegment * 2, 5, kSegment * 2);
+        }
+    } else {
+        for (size_t n = 0; n < tokens; ++n) {
+            std::memset(static_cast<char*>(launch.pointers[6]) + n * 5 * kSegment * 2, 6, 4 * kSegment * 2);
+        }
     }
-    std::memset(launch.pointers[5], 5, launch.grid[2] * tokens * 5 * kSegment * 2);
 }
 
 } // namespace

@@ -35,14 +35,14 @@ def fake_table(folder: Path) -> KernelTable:
             content = f"\x7fELF {kernel} {arch}".encode() + bytes(range(256))
             path = folder / f"{kernel}-{arch}.cubin"
             path.write_bytes(content)
-            pointers = 21 if kernel == "pack_weights" else 6
-            arguments = tuple(f"p{i}" for i in range(pointers)) + (() if pointers == 21 else ("height", "width", "count"))
+            arguments = tuple(f"a{i}" for i in range({"pack_weights": 21, "aggregate": 9, "attend": 10}[kernel]))
             images.append(
                 KernelImage(
                     kernel=kernel,
                     arch=arch,
                     segment_dim=16,
                     dtype="fp16",
+                    form="library",
                     entry=kernel,
                     arguments=arguments + HIDDEN_ARGUMENTS,
                     tile_tokens=64,
