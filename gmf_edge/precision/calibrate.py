@@ -162,7 +162,7 @@ def calibrate(
 
 
 def draw(images: ImageSet, count: int = DEFAULT_IMAGES, seed: int = 0) -> ImageSet:
-    """The pictures to calibrate on: spread over the classes, the same for the same seed; all of them where there are fewer than count.
+    """The pictures to calibrate on: spread over the classes, the same for the same seed; all where there are fewer than count.
 
     Raises:
         SpecError: a count below FEWEST_IMAGES.
@@ -189,10 +189,8 @@ def check_disjoint(calibration: ImageSet, evaluation: ImageSet) -> None:
     if shared:
         pairs = ", ".join(a if a == b else f"{a} = {b}" for a, b in shared[:NAMES_SHOWN])
         more = f" and {len(shared) - NAMES_SHOWN} more" if len(shared) > NAMES_SHOWN else ""
-        raise CalibrationError(
-            f"{len(shared)} of {len(evaluation)} evaluation images in {evaluation.address} are calibration images too:
-            {pairs}{more}", "calibrate on images of the training split, and evaluate on others",
-        )
+        words = f"{len(shared)} of {len(evaluation)} evaluation images in {evaluation.address} are calibration images too"
+        raise CalibrationError(f"{words}: {pairs}{more}", "calibrate on images of the training split, and evaluate on others")
 
 
 def check_images(drawn: ImageSet, wanted: int | None = None) -> tuple[str, ...]:
@@ -403,7 +401,7 @@ def entropy_threshold(histogram: NDArray[np.int64], largest: float) -> float:
 def activation_runner(
     graph: onnx_ir.Model, names: tuple[str, ...], folder: Path
 ) -> Callable[[Float32Array], list[tuple[str, Float32Array]]]:
-    """A call that runs the graph in ONNX Runtime on a batch [B, 3, H, W] and returns (name, value) of these activations, in their order.
+    """A call that runs the graph on a batch [B, 3, H, W] and returns (name, value) of these activations, in their order.
 
     Args:
         graph: left as it is.
