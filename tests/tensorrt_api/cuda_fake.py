@@ -1,8 +1,9 @@
 """cuda.bindings.runtime on host memory: enough of the CUDA runtime for an engine's bookkeeping, and strict about it.
 
-Device memory is host memory that only copies and kernels of this fake touch. Work runs at once, unless its stream is capturing:
-then it is recorded and runs when the graph is launched. Wrong use fails as on a GPU: unknown or freed handles, copies beyond an
-allocation, a synchronise inside a capture.
+Device memory is host memory that only copies and kernels of this fake touch. Work waits on its stream until that is synchronised,
+as it may on a GPU, so that a forgotten synchronise or a buffer that is used too early shows; on a capturing stream it is recorded
+and waits for a launch. Wrong use fails as on a GPU: unknown or freed handles, copies beyond an allocation, a synchronise inside a
+capture.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class FakeCuda(ModuleType):
         self.device_error = device_error
         self.log: list[str] = []
         self.memory: dict[int, Any] = {}
-        self.streams: dict[int, list[Callable[[], None]] | None] = {}
+        # handle -> (work that waits, what was recorded since a capture began or None)
+        self.streams: dict[int, tuple[list[Callable[[], None]], list[Callable[[], None]] | None]] = {}
         self.events: dict[int, float] = {}
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.handles = itertools.count(1000)
@@ -51,18 +53,18 @@ class FakeCuda(ModuleType):
         return sum(len(block) for block in self.memory.values())
 
     def enqueue(self, stream: int, work: Callable[[], None]) -> cudaError_t:
-        """Run the work, or record it where the stream is capturing; streams 1 and 2 are CUDA's own."""
+        """Let the work wait on its stream, or record it where that is capturing; on CUDA's own streams 1 and 2 it runs at once."""
         if stream in (1, 2):
             work()
             return cudaError_t.cudaSuccess
         if stream not in self.streams:
             return cudaError_t.cudaErrorInvalidResourceHandle
-        recording = self.streams[stream]
-        if recording is None:
-            work()
-        else:
-            recording.append(work)
+        waiting, recording = self.streams[stream]
+        (waiting if recording is None else recording).append(work)
         return cudaError_t.cudaSuccess
+
+    def is_capturing(self, stream: int) -> bool:
+        return stream in self.streams and self.streams[stream][1] is not None
 
     def contains(self, pointer: int, size: int) -> bool:
         """Whether one allocation holds the whole range."""
@@ -125,32 +127,41 @@ class FakeCuda(ModuleType):
         if not (self.contains(dst, count) and self.contains(src, count)):
             return (cudaError_t.cudaErrorInvalidValue,)
         self.log.append(f"copy {kind} {count}")
-        return (self.enqueue(stream, lambda: ctypes.memmove(dst, src, count) and None),)
+
+        def copy() -> None:
+            assert self.contains(dst, count), "a copy into memory that was freed meanwhile"
+            assert self.contains(src, count), "a copy from memory that was freed meanwhile"
+            ctypes.memmove(dst, src, count)
+
+        return (self.enqueue(stream, copy),)
 
     # streams and events
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
         handle = next(self.handles)
-        self.streams[handle] = None
+        self.streams[handle] = ([], None)
         return cudaError_t(0), handle
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[Any, ...]:
         if stream not in self.streams:
             return (cudaError_t.cudaErrorInvalidResourceHandle,)
-        if self.streams[stream] is not None:
+        if self.is_capturing(stream):
             return (cudaError_t.cudaErrorStreamCaptureUnsupported,)
         self.log.append("synchronize")
+        waiting = self.streams[stream][0]
+        while waiting:
+            waiting.pop(0)()
         return (cudaError_t(0),)
 
     def cudaStreamDestroy(self, stream: int) -> tuple[Any, ...]:
-        return (cudaError_t(0) if self.streams.pop(stream, "none") != "none" else cudaError_t.cudaErrorInvalidResourceHandle,)
+        return (cudaError_t(0) if self.streams.pop(stream, None) is not None else cudaError_t.cudaErrorInvalidResourceHandle,)
 
     def cudaEventCreate(self) -> tuple[Any, ...]:
         return self.cudaEventCreateWithFlags(0)
 
     def cudaEventCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
         handle = next(self.handles)
-        self.events[handle] = 0.0
+        self.events[handle] = float("nan")  # has not fired
         return cudaError_t(0), handle
 
     def cudaEventRecord(self, event: int, stream: int) -> tuple[Any, ...]:
@@ -171,11 +182,13 @@ class FakeCuda(ModuleType):
     # graphs
 
     def cudaStreamBeginCapture(self, stream: int, mode: Any) -> tuple[Any, ...]:
-        self.streams[stream] = []
+        self.log.append("capture")
+        self.streams[stream] = (self.streams[stream][0], [])
         return (cudaError_t(0),)
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[Any, ...]:
-        recorded, self.streams[stream] = self.streams[stream], None
+        waiting, recorded = self.streams[stream]
+        self.streams[stream] = (waiting, None)
         handle = next(self.handles)
         self.graphs[handle] = recorded or []
         return cudaError_t(0), handle

@@ -170,6 +170,9 @@ ISLAND = [
     ("QUANTIZE", "q", ["h3", "c0"], ["q0"], {"dtype": "INT8"}),
     ("DEQUANTIZE", "dq", ["q0", "c0"], ["d0"], {}),
     ("MATRIX_MULTIPLY", "gemm", ["d0", "d0"], ["d1"], {}),
+    ("QUANTIZE", "q32", ["f0", "c0"], ["q1"], {"dtype": "INT8"}),
+    ("DEQUANTIZE", "dq32", ["q1", "c0"], ["d2"], {}),
+    ("MATRIX_MULTIPLY", "gemm in int8", ["d2", "d2"], ["d3"], {}),
     ("SHAPE", "shape", ["h3"], ["s0"], {"dtype": "INT32"}),
     ("SHUFFLE", "reshape", ["h3", None], ["h4"], {}),
     ("ELEMENTWISE", "named", ["h4", "h4"], ["h5"], {"metadata": "[ONNX Layer: /head/named]"}),
@@ -244,6 +247,7 @@ def test_a_stripped_engine_gets_its_weights_back(make: MakeMachine, version: str
     files = machine.build(options={"strip": True})
     assert {"STRIP_PLAN", "REFIT_IDENTICAL"} <= machine.trt.configs[0]._flags
     before = len(machine.calls("OnnxParserRefitter.refit_from_file"))
+    assert before == 1, "the proof ran an engine without weights"
     with machine.open(files) as engine:
         assert engine.infer(images(1)).shape == (1, CLASSES)
     refits = machine.calls("OnnxParserRefitter.refit_from_file")
@@ -404,6 +408,7 @@ def test_a_model_that_cannot_be_captured_runs_without_graphs_and_says_so(make: M
         np.testing.assert_allclose(engine.infer(images(2)), expected(images(2)), rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(engine.infer(images(1)), expected(images(1)), rtol=1e-6, atol=1e-6)
         assert any("no CUDA graph could be captured" in note for note in engine.facts.notes)
+        assert machine.cuda.log.count("capture") == 1, "tried again for another batch size"
     assert "launch" not in machine.cuda.log
 
 

@@ -217,7 +217,7 @@ class FakeTensorRT(ModuleType):
             "ICudaEngine.get_tensor_profile_shape": lambda owner, name, profile_index: [
                 (batch, *model.image_shape) for batch in owner._profile
             ],
-            "IExecutionContext.set_input_shape": lambda owner, name, shape: bool(setattr(owner, "_shape", tuple(shape))) or True,
+            "IExecutionContext.set_input_shape": self._set_input_shape,
             "IExecutionContext.set_tensor_address": lambda owner, name, memory: (
                 bool(owner._addresses.update({name: memory})) or True
             ),
@@ -328,8 +328,14 @@ class FakeTensorRT(ModuleType):
 
     def _context(self, engine: Any) -> Any:
         context = self.types["IExecutionContext"]()
-        context._addresses, context._shape = {}, None
+        context._addresses, context._shape, context._runs_of, context._is_captured = {}, None, None, False
         return context
+
+    @staticmethod
+    def _set_input_shape(context: Any, name: str, shape: Any) -> bool:
+        assert not context._is_captured, "a context must not change under the graph that was captured from it"
+        context._shape = tuple(shape)
+        return True
 
     def _execute(self, context: Any, stream_handle: int) -> bool:
         batch, dtype = context._shape[0], np.float32 if self.model.engine_type == "FLOAT" else np.float16
@@ -338,17 +344,21 @@ class FakeTensorRT(ModuleType):
         source, target = context._addresses["images"], context._addresses["logits"]
         if not (self.cuda.contains(source, size) and self.cuda.contains(target, out_size)):
             return False
-        capturing = self.cuda.streams.get(stream_handle) is not None
-        if capturing and self.model.capture_fails:
+        if self.cuda.is_capturing(stream_handle) and (self.model.capture_fails or context._runs_of != context._shape):
+            # the first run of a shape loads kernels and allocates, which a capture does not allow
             return False
+        context._runs_of = context._shape
+        context._is_captured = context._is_captured or self.cuda.is_capturing(stream_handle)
         shape = context._shape
 
         def compute() -> None:
+            assert self.cuda.contains(source, size), "a kernel reads memory that was freed meanwhile"
             images = np.frombuffer((ctypes.c_ubyte * size).from_address(source), dtype).reshape(shape)
             logits = images.astype(np.float64).mean(axis=(1, 2, 3))[:, None] + np.arange(CLASSES)
             ctypes.memmove(target, logits.astype(dtype).tobytes(), out_size)
 
-        self.cuda.enqueue(stream_handle, compute)
+        if self.cuda.enqueue(stream_handle, compute):
+            return False
         profiler = context.__dict__["_values"].get("profiler")
         if profiler is not None:
             for layer in self.inspected()["Layers"]:
