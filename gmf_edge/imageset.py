@@ -24,7 +24,7 @@ import stat
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -207,7 +207,11 @@ class ImageSet:
             class_lot = lot("" if label is None else self.classes[label])
             ranked += [(turn, class_lot, item.name) for turn, item in enumerate(sorted(items, key=lambda item: lot(item.name)))]
         drawn = {name for _, _, name in sorted(ranked)[:n]}
-        return ImageSet(self.address, tuple(item for item in self.items if item.name in drawn), self.classes, self._archive)
+        return self.subset(item for item in self.items if item.name in drawn)
+
+    def subset(self, items: Iterable[ImageItem]) -> ImageSet:
+        """These pictures of the set, in the order given; it keeps the classes and reads from the same archive."""
+        return ImageSet(self.address, tuple(items), self.classes, self._archive)
 
     def batches(self, preprocess: Preprocess, batch_size: int, workers: int | None = None) -> Iterator[Batch]:
         """The set as model inputs, in its order, streamed: one batch and a few pictures are in memory, see image.input_batches.

@@ -157,7 +157,7 @@ class BatchProfile:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """1 where it is served, min, opt and max, each once, ascending: the sizes at which parity is proved."""
+        """min, opt and max, each once, ascending: the sizes at which parity is proved."""
         return tuple(sorted({self.min, self.opt, self.max}))
 
 
@@ -236,6 +236,7 @@ class BuildSpec:
         backend: "auto", "onnxruntime" or "tensorrt".
         io_dtype: dtype of the graph's input and output, of IO_DTYPES.
         eval_data: labelled images (ImageFolder layout, folder or .zip), or None.
+        eval_images: how many of them, drawn evenly over the classes; None for all (128 of them with untrained weights).
         max_drop_points: overrides the gate's, in percentage points; None for the precision's default.
         crop_pct: see Preprocess; None for the variant's default.
         seed: of random weights and of drawn images.
@@ -250,6 +251,7 @@ class BuildSpec:
     backend: str = "auto"
     io_dtype: str = "float32"
     eval_data: Path | None = None
+    eval_images: int | None = None
     max_drop_points: float | None = None
     crop_pct: float | None = None
     seed: int = 0
@@ -259,6 +261,8 @@ class BuildSpec:
             raise SpecError(f"unknown variant {self.variant!r}", f"use one of {', '.join(VARIANTS)}")
         if self.backend not in ("auto", "onnxruntime", "tensorrt"):
             raise SpecError(f"unknown backend {self.backend!r}", "use auto, onnxruntime or tensorrt")
+        if self.eval_images is not None and self.eval_images < 1:
+            raise SpecError(f"--eval-images is {self.eval_images}", "give at least 1, or leave it out for all")
         if self.io_dtype not in IO_DTYPES:
             raise SpecError(f"unknown I/O dtype {self.io_dtype!r}", f"use one of {', '.join(IO_DTYPES)}")
         _ = self.gate

@@ -44,7 +44,7 @@ class PooledHead(RewriteRuleClassBase):
         arrays = {name: constant_of(values[name]) for name in ("gain", "shift", "mean", "variance", "weight", "bias")}
         gain, shift, mean, variance, weight, bias = (a for a in arrays.values() if a is not None)
         scale, offset = batchnorm_affine(gain, shift, mean, variance, attribute_of(norm, "epsilon", BATCHNORM_EPSILON))
-        pooled = op.Flatten(op.GlobalAveragePool(x), axis=1)
+        pooled = op.Flatten(op.GlobalAveragePool(x, _name="head/GlobalAveragePool"), axis=1, _name="head/Flatten")
         return op.Gemm(
             pooled,
             op.initializer(onnx_ir.tensor((weight * scale).astype(np.float32)), name="head/folded/weight"),

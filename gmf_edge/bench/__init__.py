@@ -1,0 +1,1 @@
+"""Latency, measured by trtexec's conventions so that figures can be compared."""

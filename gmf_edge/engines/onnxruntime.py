@@ -1,0 +1,194 @@
+"""ONNX Runtime on the CPU: runs the portable graph as it is, anywhere, without a GPU.
+
+There is nothing to build. What is computed in which precision is not assumed from the graph but read from ONNX Runtime's own
+profile of one inference: on x86 it has no FP16 kernels for most ops, so an FP16 graph is stored and rounded in FP16 but computed in FP32,
+and the report says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import platform
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gmf_edge.engines.protocol import EngineFacts, EngineRequest, FloatArray, LayerRecord, Progress, silent
+from gmf_edge.errors import EngineError, EnvironmentProblem, SpecError
+from gmf_edge.spec import OPSET_NEW, BatchProfile
+
+NAME = "onnxruntime"
+OPTIONS = ("threads",)
+# ops that carry weights: the ones whose precision a request for FP16 or INT8 is about
+WEIGHTED_KINDS = frozenset(
+    "Conv FusedConv NhwcFusedConv MatMul FusedMatMul Gemm FusedGemm QLinearConv QLinearMatMul QGemm MatMulInteger MatMulIntegerToFloat "
+    "DynamicQuantizeMatMul ConvInteger NchwcConv".split()
+)
+_TYPES = {"float": "fp32", "float16": "fp16", "int8": "int8", "uint8": "int8", "double": "fp64"}
+
+
+class OnnxRuntimeBackend:
+    """Backend that runs portable.onnx with ONNX Runtime's CPU execution provider."""
+
+    name = NAME
+
+    def missing(self) -> str | None:
+        """None where onnxruntime can be imported."""
+        if importlib.util.find_spec("onnxruntime") is None:
+            return "the package onnxruntime is not installed"
+        return None
+
+    def build(self, request: EngineRequest, out: Path, progress: Progress = silent) -> tuple[str, ...]:
+        """Nothing to write: the graph in the bundle is what runs. Opened once, so that a graph that cannot run fails here."""
+        progress(None, "loading the graph into ONNX Runtime")
+        with self.open(request, out, ()):
+            return ()
+
+    def open(self, request: EngineRequest, folder: Path, files: tuple[str, ...]) -> OnnxRuntimeEngine:
+        """Open the bundle's portable graph.
+
+        Raises:
+            EngineError: ONNX Runtime refuses the graph.
+            EnvironmentProblem: onnxruntime is not installed.
+            SpecError: an option that this backend does not have.
+        """
+        unknown = sorted(set(request.options) - set(OPTIONS))
+        if unknown:
+            raise SpecError(f"ONNX Runtime has no option {unknown[0]!r}", f"it has {', '.join(OPTIONS)}; the others need --backend tensorrt")
+        missing = self.missing()
+        if missing is not None:
+            raise EnvironmentProblem(missing, "pip install 'gmf-edge[onnxruntime]'")
+        return OnnxRuntimeEngine(request.graphs.path("portable", OPSET_NEW), request.profile, int(request.options.get("threads", 0)))
+
+
+class OnnxRuntimeEngine:
+    """An ONNX Runtime session over one graph; see gmf_edge.engines.protocol.Engine."""
+
+    def __init__(self, graph: Path, profile: BatchProfile, threads: int = 0) -> None:
+        self._graph, self._profile, self._threads = graph, profile, threads
+        self._session: Any = self._new_session()
+        image = self._session.get_inputs()[0]
+        self._input, self._shape = image.name, tuple(image.shape[1:])
+        self._half = image.type == "tensor(float16)"
+
+    def _new_session(self, profile_prefix: str | None = None) -> Any:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = self._threads
+        if profile_prefix is not None:
+            options.enable_profiling, options.profile_file_prefix = True, profile_prefix
+        try:
+            return ort.InferenceSession(str(self._graph), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises several types of its own; each means that this graph cannot be opened
+            reason = str(error).splitlines()[0]
+            raise EngineError(f"ONNX Runtime cannot open {self._graph}: {reason}", "export the bundle again") from error
+
+    def infer(self, images: FloatArray) -> FloatArray:
+        """Preprocessed images [B, 3, H, W], FP32 -> logits [B, classes], FP32.
+
+        Raises:
+            EngineError: closed, wrong shape, or a batch size outside the profile.
+        """
+        if self._session is None:
+            raise EngineError("the engine is closed", "open it again")
+        if images.ndim != 4 or images.shape[1:] != self._shape:
+            raise EngineError(f"images of shape {images.shape}", f"give [batch, {', '.join(map(str, self._shape))}]")
+        if not self._profile.min <= len(images) <= self._profile.max:
+            raise EngineError(
+                f"batch size {len(images)} is outside the profile {self._profile.min}..{self._profile.max}",
+                "split or fill up the batch, or build with other --min-batch and --max-batch",
+            )
+        return self._run(self._session, images)
+
+    def _run(self, session: Any, images: FloatArray) -> FloatArray:
+        given = np.ascontiguousarray(images, np.float16 if self._half else np.float32)
+        try:
+            (logits,) = session.run(None, {self._input: given})
+        except Exception as error:  # see _new_session
+            reason = str(error).splitlines()[0]
+            raise EngineError(f"ONNX Runtime failed at batch {len(images)}: {reason}", "use smaller batches or free memory") from error
+        result: FloatArray = logits.astype(np.float32, copy=False)
+        return result
+
+    @functools.cached_property
+    def facts(self) -> EngineFacts:
+        """Layers, their precisions and times as ONNX Runtime profiled them in one inference at the optimal batch."""
+        import onnxruntime as ort
+
+        layers = self._profiled_layers()
+        shares: Counter[str] = Counter()
+        for layer in layers:
+            if layer.kind in WEIGHTED_KINDS:
+                shares[layer.precision] += layer.time_ms or 0.0  # type: ignore[assignment]
+        total = sum(shares.values())
+        notes = []
+        if self._half or any(layer.kind == "Cast" for layer in layers):
+            notes.append(
+                "this CPU backend stores FP16 tensors and rounds to FP16 where it has no FP16 kernel to compute with; "
+                "its latency says nothing about FP16 on a GPU"
+            )
+        return EngineFacts(
+            backend=NAME,
+            version=ort.__version__,
+            device=_cpu_name(),
+            form="portable",
+            layers=tuple(layers),
+            precision_shares={name: value / total for name, value in sorted(shares.items())} if total else {},
+            notes=tuple(notes),
+        )
+
+    def _profiled_layers(self) -> list[LayerRecord]:
+        with tempfile.TemporaryDirectory(prefix="gmf-edge-") as folder:
+            session = self._new_session(os.path.join(folder, "profile"))
+            images = np.zeros((self._profile.opt, *self._shape), np.float32)
+            # the first inference allocates; the second is the one that is read
+            for _ in range(2):
+                self._run(session, images)
+            events = json.loads(Path(session.end_profiling()).read_text())
+        kernels: dict[str, Mapping[str, Any]] = {
+            event["name"].removesuffix("_kernel_time"): event for event in events if event.get("cat") == "Node" and "_kernel_time" in event["name"]
+        }
+        return [
+            LayerRecord(name, event["args"]["op_name"], _precision_of(event["args"]), event["dur"] / 1000)
+            for name, event in kernels.items()
+        ]
+
+    def close(self) -> None:
+        """Release the session."""
+        self._session = None
+
+    def __enter__(self) -> OnnxRuntimeEngine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _precision_of(arguments: Mapping[str, Any]) -> str:
+    """Of a kernel, by the types of its inputs as profiled: INT8 where any is, else the first float type."""
+    types = [next(iter(entry)) for entry in arguments.get("input_type_shape", []) if entry]
+    known = [_TYPES[name] for name in types if name in _TYPES]
+    return "int8" if "int8" in known else next(iter(known), "other")
+
+
+def _cpu_name() -> str:
+    """The processor's name as Linux tells it, with the number of usable cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass  # not Linux: the platform module's name has to do
+    return f"{name}, {cores} cores"
