@@ -43,12 +43,12 @@ class Recipe:
         SpecError: a value that no recipe can have.
     """
 
-    method: str = "minmax"
+    method: str = "mse"
     percentile: float = 99.99
     qkv: bool = True
     proj: bool = True
     mlp: bool = True
-    dense_convolutions: bool = True
+    dense_convolutions: bool = False
     first_convolution: bool = False
     depthwise: bool = False
     residual_adds: bool = False
@@ -107,8 +107,8 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "balanced": Recipe(),
-    "fastest": replace(Recipe(), first_convolution=True, depthwise=True, residual_adds=True, head=True),
-    "accurate": replace(Recipe(), method="mse", dense_convolutions=False, smoothing=0.5, bias_correction=True),
+    "fastest": replace(Recipe(), dense_convolutions=True),
+    "accurate": replace(Recipe(), smoothing=0.5, bias_correction=True),
 }
 
 
