@@ -149,7 +149,9 @@ class Bundle:
 def seal(folder: Path, manifest: Manifest) -> Bundle:
     """Write manifest.json over the files that lie in the folder now; the last step of making or changing a bundle."""
     files = {
-        path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir()) if path.name != MANIFEST
+        path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.iterdir())
+        if path.name != MANIFEST
     }
     values = {**manifest.to_json(), "files": files}
     (folder / MANIFEST).write_bytes(_manifest_bytes(values))
@@ -185,7 +187,8 @@ def open_bundle(folder: Path) -> Bundle:
         raise BundleError(f"{folder / MANIFEST} was changed after it was written", _REBUILD)
     if values.get("schema") != SCHEMA:
         raise BundleError(
-            f"{folder} has schema {values.get('schema')}, this gmf-edge reads {SCHEMA}", "use the gmf-edge version named in its manifest"
+            f"{folder} has schema {values.get('schema')}, this gmf-edge reads {SCHEMA}",
+            "use the gmf-edge version named in its manifest",
         )
     try:
         manifest = Manifest.from_json(values)

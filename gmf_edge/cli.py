@@ -72,7 +72,9 @@ NoPlugin = Annotated[bool, typer.Option("--no-plugin", help="Build from the port
 Variant = Annotated[VariantName | None, typer.Option(help="Which GroupMixFormer.", show_default="the checkpoint's, else pico")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Weights: .pth or .safetensors.", show_default="packaged (pico) or random")]
 ImageSize = Annotated[str | None, typer.Option(help="Pixels, S or HxW, multiples of 32.", show_default="224, pico 64")]
-Classes = Annotated[int | None, typer.Option("--num-classes", help="Number of classes.", show_default="the checkpoint's, else 1000")]
+Classes = Annotated[
+    int | None, typer.Option("--num-classes", help="Number of classes.", show_default="the checkpoint's, else 1000")
+]
 PrecisionName = Annotated[Precision, typer.Option(help="Arithmetic of the heavy layers.")]
 Fp32 = Annotated[bool, typer.Option("--fp32", help="The same as --precision fp32.")]
 Fp16 = Annotated[bool, typer.Option("--fp16", help="The same as --precision fp16.")]
@@ -81,7 +83,9 @@ OptBatch = Annotated[int, typer.Option(help="Batch to tune for.")]
 MaxBatch = Annotated[int, typer.Option(help="Largest batch that will be served.")]
 IoDtype = Annotated[str, typer.Option(help="Type of the graph's input and output: float32 or float16.")]
 EvalImages = Annotated[int | None, typer.Option(help="Use this many of the evaluation images.", show_default="all; untrained: 128")]
-CropPct = Annotated[float | None, typer.Option(help="Share of the resized short side that the centre crop keeps.", show_default="0.875")]
+CropPct = Annotated[
+    float | None, typer.Option(help="Share of the resized short side that the centre crop keeps.", show_default="0.875")
+]
 Seed = Annotated[int, typer.Option(help="Of random weights and of drawn images.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; a bundle that is there is replaced whole.")]
 WorkspaceMib = Annotated[int | None, typer.Option(help="TensorRT: limit of scratch memory in MiB.")]
@@ -327,7 +331,9 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def _main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
     pass
 
 
@@ -449,7 +455,9 @@ def _trtexec(arguments: Sequence[str], workspace_mib: int | None) -> _Trtexec:
 
     request = options_from_trtexec(arguments)
     if request.bench:
-        raise SpecError(f"{', '.join(sorted(request.bench))}: a build measures with fixed settings", "use 'gmf-edge bench' for others")
+        raise SpecError(
+            f"{', '.join(sorted(request.bench))}: a build measures with fixed settings", "use 'gmf-edge bench' for others"
+        )
     options = {**request.options, **({} if workspace_mib is None else {"workspace_mib": workspace_mib})}
     return _Trtexec(options, request.profile, request.image_size, request.precision)
 
@@ -533,7 +541,9 @@ def _show_latency(values: Sequence[Mapping[str, Any]]) -> None:
 def _show_bundle(bundle: Any, layers: int) -> None:
     manifest, report = bundle.manifest, bundle.report
     model = manifest.model
-    out.print(f"{model.variant} {model.image_size[0]}x{model.image_size[1]}, {model.num_classes} classes, {manifest.precision.value}")
+    out.print(
+        f"{model.variant} {model.image_size[0]}x{model.image_size[1]}, {model.num_classes} classes, {manifest.precision.value}"
+    )
     out.print(manifest.weights.statement, markup=False)
     profile = manifest.profile
     out.print(f"batch {profile.min}..{profile.max}, tuned for {profile.opt}; {manifest.io_dtype} input and output")
@@ -551,7 +561,9 @@ def _show_bundle(bundle: Any, layers: int) -> None:
     slowest = sorted(report["engine"]["layers"], key=lambda layer: -(layer["time_ms"] or 0.0))[:layers]
     table = Table("layer", "kind", "precision", "ms", box=None, pad_edge=False)
     for layer in slowest:
-        table.add_row(layer["name"], layer["kind"], layer["precision"], "" if layer["time_ms"] is None else f"{layer['time_ms']:.3f}")
+        table.add_row(
+            layer["name"], layer["kind"], layer["precision"], "" if layer["time_ms"] is None else f"{layer['time_ms']:.3f}"
+        )
     out.print(table)
     out.print(f"{'PASSED' if report['passed'] else 'FAILED'}: {report['reason']}", markup=False)
 
@@ -559,4 +571,3 @@ def _show_bundle(bundle: Any, layers: int) -> None:
 def _show_files(files: Mapping[str, Mapping[str, Any]]) -> None:
     for name, entry in files.items():
         out.print(f"  {name}  {entry['bytes'] / 2**20:.2f} MiB", markup=False)
-

@@ -23,7 +23,9 @@ ENOUGH_MEMORY_MIB, ENOUGH_DISK_MIB = 4096, 2048
 
 def examine(plugin_library: str | None = None) -> tuple[Finding, ...]:
     """This machine, from the interpreter to the GPU."""
-    findings = [Finding("gmf-edge", OK, f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")]
+    findings = [
+        Finding("gmf-edge", OK, f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    ]
     findings += [_package(name, "pip install 'gmf-edge[onnxruntime]'") for name in DEVICE]
     findings += [_package(name, "for build and export: pip install 'gmf-edge[workstation]'") for name in WORKSTATION]
     findings += [_memory(), _disk()]

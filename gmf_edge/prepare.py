@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parent / "assets"
 PACKAGED_VARIANT, PACKAGED_SIZE, PACKAGED_CLASSES = "pico", (64, 64), 10
-PACKAGED_WEIGHTS, PACKAGED_TEST, PACKAGED_LABELS = ASSETS / "pico.safetensors", ASSETS / "pico-digits-test.zip", ASSETS / "pico-labels.txt"
+PACKAGED_WEIGHTS, PACKAGED_TEST, PACKAGED_LABELS = (
+    ASSETS / "pico.safetensors",
+    ASSETS / "pico-digits-test.zip",
+    ASSETS / "pico-labels.txt",
+)
 DEFAULT_SIZE, DEFAULT_CLASSES = (224, 224), 1000
 GOLDEN_IMAGES = 16
 RANGE_BATCH = REFERENCE_BATCH = 8
@@ -142,7 +146,9 @@ def resolve(spec: BuildSpec, stack: ExitStack, progress: Progress = silent) -> S
         )
     progress(None, "loading weights")
     model, origin = _weights(spec)
-    preprocess = Preprocess(model.spec.image_size, **({} if spec.crop_pct is None else {"crop_pct": spec.crop_pct}))
+    preprocess = Preprocess(model.spec.image_size)
+    if spec.crop_pct is not None:
+        preprocess = replace(preprocess, crop_pct=spec.crop_pct)
     address = spec.eval_data
     if address is None and origin.kind == "packaged":
         address = PACKAGED_TEST

@@ -94,7 +94,8 @@ class ModelSpec:
                 above = below if pixels < SIZE_MULTIPLE else below + SIZE_MULTIPLE
                 near = f"{below}" if below == above else f"{below} or {above}"
                 raise SpecError(
-                    f"image {side} {pixels} is not a multiple of {SIZE_MULTIPLE}", f"use a multiple of {SIZE_MULTIPLE}, such as {near}"
+                    f"image {side} {pixels} is not a multiple of {SIZE_MULTIPLE}",
+                    f"use a multiple of {SIZE_MULTIPLE}, such as {near}",
                 )
 
     @classmethod
@@ -132,7 +133,8 @@ class ModelSpec:
             SpecError: a field is missing or nonsense.
         """
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            return cls(**fields)
         except TypeError as error:
             raise SpecError(f"not a model spec: {error}", "the file was written by another version or edited") from error
 

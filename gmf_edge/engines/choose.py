@@ -39,7 +39,7 @@ def choose_backend(wanted: str) -> tuple[Backend, str]:
         if missing is not None:
             raise EnvironmentProblem(f"backend {wanted} cannot be used: {missing}", "run 'gmf-edge doctor', or use --backend auto")
         return backend, f"{wanted}, as asked"
-    reasons = []
+    reasons: list[str] = []
     for kind in BACKENDS:
         backend = kind()
         missing = backend.missing()

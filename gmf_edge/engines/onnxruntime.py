@@ -28,8 +28,23 @@ NAME = "onnxruntime"
 OPTIONS = ("threads",)
 # ops that carry weights: the ones whose precision a request for FP16 or INT8 is about
 WEIGHTED_KINDS = frozenset(
-    "Conv FusedConv NhwcFusedConv MatMul FusedMatMul Gemm FusedGemm QLinearConv QLinearMatMul QGemm MatMulInteger MatMulIntegerToFloat "
-    "DynamicQuantizeMatMul ConvInteger NchwcConv".split()
+    [
+        "Conv",
+        "FusedConv",
+        "NhwcFusedConv",
+        "MatMul",
+        "FusedMatMul",
+        "Gemm",
+        "FusedGemm",
+        "QLinearConv",
+        "QLinearMatMul",
+        "QGemm",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul",
+        "ConvInteger",
+        "NchwcConv",
+    ]
 )
 _TYPES = {"float": "fp32", "float16": "fp16", "int8": "int8", "uint8": "int8", "double": "fp64"}
 
@@ -61,11 +76,15 @@ class OnnxRuntimeBackend:
         """
         unknown = sorted(set(request.options) - set(OPTIONS))
         if unknown:
-            raise SpecError(f"ONNX Runtime has no option {unknown[0]!r}", f"it has {', '.join(OPTIONS)}; the others need --backend tensorrt")
+            raise SpecError(
+                f"ONNX Runtime has no option {unknown[0]!r}", f"it has {', '.join(OPTIONS)}; the others need --backend tensorrt"
+            )
         missing = self.missing()
         if missing is not None:
             raise EnvironmentProblem(missing, "pip install 'gmf-edge[onnxruntime]'")
-        return OnnxRuntimeEngine(request.graphs.path("portable", OPSET_NEW), request.profile, int(request.options.get("threads", 0)))
+        return OnnxRuntimeEngine(
+            request.graphs.path("portable", OPSET_NEW), request.profile, int(request.options.get("threads", 0))
+        )
 
 
 class OnnxRuntimeEngine:
@@ -115,7 +134,9 @@ class OnnxRuntimeEngine:
             (logits,) = session.run(None, {self._input: given})
         except Exception as error:  # see _new_session
             reason = str(error).splitlines()[0]
-            raise EngineError(f"ONNX Runtime failed at batch {len(images)}: {reason}", "use smaller batches or free memory") from error
+            raise EngineError(
+                f"ONNX Runtime failed at batch {len(images)}: {reason}", "use smaller batches or free memory"
+            ) from error
         result: FloatArray = logits.astype(np.float32, copy=False)
         return result
 
@@ -155,7 +176,9 @@ class OnnxRuntimeEngine:
                 self._run(session, images)
             events = json.loads(Path(session.end_profiling()).read_text())
         kernels: dict[str, Mapping[str, Any]] = {
-            event["name"].removesuffix("_kernel_time"): event for event in events if event.get("cat") == "Node" and "_kernel_time" in event["name"]
+            event["name"].removesuffix("_kernel_time"): event
+            for event in events
+            if event.get("cat") == "Node" and "_kernel_time" in event["name"]
         }
         return [
             LayerRecord(name, event["args"]["op_name"], _precision_of(event["args"]), event["dur"] / 1000)

@@ -119,7 +119,8 @@ def _prove_plain(model: GroupMixFormer, image_size: tuple[int, int], graph: Path
             (logits,) = session.run(None, {INPUT_NAME: images[:size]})
         except Exception as error:
             raise ExportError(
-                f"the exported graph fails at batch {size}: {str(error).splitlines()[0]}", "report this with the torch version in use"
+                f"the exported graph fails at batch {size}: {str(error).splitlines()[0]}",
+                "report this with the torch version in use",
             ) from error
         worst = float(np.abs(logits - expected[:size]).max())
         if not worst <= EXPORT_TOLERANCE * scale:

@@ -24,9 +24,7 @@ class SeparableConv2d(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(
-            in_channels, in_channels, kernel_size, stride, kernel_size // 2, groups=in_channels, bias=False
-        )
+        self.conv1 = nn.Conv2d(in_channels, in_channels, kernel_size, stride, kernel_size // 2, groups=in_channels, bias=False)
         self.pointwise_conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,7 +107,7 @@ class Attention(nn.Module):
     def core(self, qkv: Tensor, size: tuple[int, int]) -> Tensor:
         """All between the two projections: [B, N, 3C] -> [B, N, C]; the part that `GmfGroupMixAttention` replaces."""
         height, width = size
-        maps = qkv.transpose(1, 2).unflatten(2, (height, width))  # [B, 3C, H, W]
+        maps = _unflatten(qkv.transpose(1, 2), 2, (height, width))  # [B, 3C, H, W]
         segments = torch.split(maps, self.dim // NUM_SEGMENTS, dim=1)  # q's five, k's five, v's five: [B, S, H, W] each
         q_map = self.aggregator(segments[0:4])
         k_map = self.aggregator(segments[5:9])
@@ -117,12 +115,12 @@ class Attention(nn.Module):
         local = self.aggregator.agg0(torch.cat([segments[4], segments[9], segments[14]], dim=1))  # [B, N, S]
 
         heads = (NUM_HEADS, self.dim // 10)
-        q = q_map.flatten(2).unflatten(1, heads)  # [B, 8, d, N]
-        k = k_map.flatten(2).unflatten(1, heads)
-        v = v_map.flatten(2).unflatten(1, heads)
+        q = _unflatten(q_map.flatten(2), 1, heads)  # [B, 8, d, N]
+        k = _unflatten(k_map.flatten(2), 1, heads)
+        v = _unflatten(v_map.flatten(2), 1, heads)
         context = v @ k.softmax(dim=3).transpose(2, 3)  # [B, 8, d of v, d of k]
         attended = self.scale * (context @ q)  # [B, 8, d, N]
-        position = self.crpe(v_map).flatten(2).unflatten(1, heads)
+        position = _unflatten(self.crpe(v_map).flatten(2), 1, heads)
         mixed = (attended + q * position).flatten(1, 2).transpose(1, 2)  # [B, N, 4S]
         return torch.cat([mixed, local], dim=2)
 
@@ -139,8 +137,9 @@ class ConvPosEnc(nn.Module):
         self.proj = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        maps = x.transpose(1, 2).unflatten(2, size)
-        return (self.proj(maps) + maps).flatten(2).transpose(1, 2)
+        maps = _unflatten(x.transpose(1, 2), 2, size)
+        out: Tensor = (self.proj(maps) + maps).flatten(2).transpose(1, 2)
+        return out
 
 
 class Mlp(nn.Module):
@@ -187,7 +186,7 @@ class Stage(nn.Module):
         tokens = x.flatten(2).transpose(1, 2)  # [B, N, C]
         for block in self.gma_stage:
             tokens = block(tokens, size)
-        return tokens.transpose(1, 2).unflatten(2, size)
+        return _unflatten(tokens.transpose(1, 2), 2, size)
 
 
 class ConvStem(nn.Module):
@@ -245,6 +244,12 @@ class GroupMixFormer(nn.Module):
             x = stage(embed(x))
         logits: Tensor = self.head(self.norm4(x).mean(dim=(2, 3)))
         return logits
+
+
+def _unflatten(x: Tensor, axis: int, sizes: tuple[int, int]) -> Tensor:
+    """Tensor.unflatten, whose stub has no types."""
+    out: Tensor = x.unflatten(axis, sizes)  # type: ignore[no-untyped-call]
+    return out
 
 
 def _initialize(module: nn.Module) -> None:

@@ -61,9 +61,7 @@ def activation_ranges(portable: onnx_ir.Model, batches: Iterable[NDArray[np.floa
     import onnxruntime as ort
 
     graph = portable.clone()
-    tensors = [
-        value for node in graph.graph for value in node.outputs if value.dtype in (DataType.FLOAT, None) and value.uses()
-    ]
+    tensors = [value for node in graph.graph for value in node.outputs if value.dtype in (DataType.FLOAT, None) and value.uses()]
     graph.graph.outputs.clear()
     for value in tensors:
         magnitude = onnx_ir.node("Abs", [value])

@@ -21,7 +21,9 @@ class BatchNormIntoConv(RewriteRuleClassBase):
     """Fires on a convolution of constant weights, with or without bias, whose only use is a BatchNormalization."""
 
     def pattern(self, op: Any, x: Any, gain: Any, bias: Any, mean: Any, variance: Any) -> Any:
-        return op.BatchNormalization(op.Conv(x, _allow_other_inputs=True, _outputs=["y"]), gain, bias, mean, variance, _outputs=["out"])
+        return op.BatchNormalization(
+            op.Conv(x, _allow_other_inputs=True, _outputs=["y"]), gain, bias, mean, variance, _outputs=["out"]
+        )
 
     def check(self, context: Any, y: onnx_ir.Value, **values: onnx_ir.Value) -> MatchResult:
         result = MatchResult()

@@ -13,7 +13,8 @@ def constant_of(value: onnx_ir.Value | None) -> NDArray[Any] | None:
     """The value's array where it is a constant, else None."""
     if value is None or value.const_value is None:
         return None
-    return value.const_value.numpy()
+    array: NDArray[Any] = value.const_value.numpy()
+    return array
 
 
 def attribute_of(node: onnx_ir.Node, name: str, default: Any) -> Any:

@@ -73,13 +73,11 @@ def _rewrite(op: Any, x: onnx_ir.Value, **values: onnx_ir.Value) -> Any:
     qkv = op.Add(
         product, op.initializer(onnx_ir.tensor(offsets), name=f"{module}.qkv.bias_segment_major"), _name=f"{module}.qkv/Add"
     )
-    height, width = values["maps"].shape[2:]  # type: ignore[index]
+    height, width = values["maps"].shape[2:]
     attributes = node_attributes(
         int(height), int(width), int(weight.shape[0]), epsilon=attribute_of(local_norm, "epsilon", BATCHNORM_EPSILON)
     )
-    return op.op(
-        OP_TYPE, qkv, *(values[name] for name in SHARED), _domain=DOMAIN, _name=f"{module}/{OP_TYPE}", **attributes
-    )
+    return op.op(OP_TYPE, qkv, *(values[name] for name in SHARED), _domain=DOMAIN, _name=f"{module}/{OP_TYPE}", **attributes)
 
 
 def _core(

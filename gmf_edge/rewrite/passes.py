@@ -116,7 +116,7 @@ def _add_body(graph: onnx_ir.Model) -> None:
 def _proof_images(graph: onnx_ir.Model) -> NDArray[np.float32]:
     shape = graph.graph.inputs[0].shape
     assert shape is not None
-    sides = [int(side) for side in shape[1:]]  # type: ignore[arg-type]
+    sides = [int(side) for side in shape[1:]]
     return np.random.default_rng(0).standard_normal((PROOF_BATCH, *sides)).astype(np.float32)
 
 

@@ -1,0 +1,41 @@
+# make build   set up, then build a verified FP16 bundle from the packaged model: the first result
+# make test    set up, then run the tests
+# make check   what CI runs: format, lint, types, tests (the layers are among the tests)
+# make plugin  compile the TensorRT plugin; needs CUDA and TENSORRT_ROOT (TensorRT's headers)
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+.PHONY: build test check format plugin clean
+
+build: $(STAMP)
+	$(BIN)/gmf-edge build --precision fp16 --output out/pico
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not gpu and not slow" $(PYTEST_ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+plugin:
+	cmake -S plugins -B build/plugins -DTENSORRT_ROOT="$(TENSORRT_ROOT)"
+	cmake --build build/plugins --parallel 2
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[workstation,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache
