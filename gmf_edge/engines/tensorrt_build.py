@@ -389,7 +389,8 @@ def build_engine(job: BuildJob, free_memory_mib: int, progress: Progress) -> Bui
             progress(None, notes[-1])
             workspace_mib = smaller
     if unmatched:
-        notes.append(f"FP32 islands that are no layer of this network: {', '.join(unmatched)}")
+        more = f" and {len(unmatched) - 5} more" if len(unmatched) > 5 else ""
+        notes.append(f"FP32 islands that are no layer of this network: {', '.join(unmatched[:5])}{more}")
     return BuiltEngine(content, workspace_mib, pinned, tuple(notes))
 
 

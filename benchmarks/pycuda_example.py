@@ -1,0 +1,37 @@
+"""Images that PyCUDA already holds on the GPU through a TensorRT engine, without a copy to the host or on the device.
+
+    python benchmarks/pycuda_example.py BUNDLE        (deployed on this machine with `gmf-edge deploy --backend tensorrt`)
+
+PyTorch, CuPy and Numba arrays go the same way: infer_device takes anything with __cuda_array_interface__ or __dlpack__.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pycuda.autoprimaryctx  # noqa: F401  # the primary context is the one that TensorRT and cuda-python use
+from pycuda import gpuarray
+
+from gmf_edge.engines.tensorrt import ENGINE_FILE, open_engine
+from gmf_edge.engines.tensorrt_options import TensorRTOptions
+from gmf_edge.engines.tensorrt_sidecar import Sidecar
+
+
+def main(bundle: Path) -> None:
+    path = bundle / ENGINE_FILE
+    sidecar = Sidecar.read(path)
+    with open_engine(path, sidecar, TensorRTOptions(), bundle / sidecar.graph_file) as engine:
+        batch = engine.profile.opt
+        images = np.random.default_rng(0).normal(size=(batch, *engine.io.image_shape)).astype(engine.io.input_dtype)
+        on_gpu = gpuarray.to_gpu(images)
+        logits = gpuarray.empty((batch, engine.io.classes), engine.io.output_dtype)
+        engine.infer_device(on_gpu, out=logits)
+        through_host = engine.infer(images.astype(np.float32))
+        print(f"batch {batch}: largest difference to the way through the host {np.abs(logits.get() - through_host).max():g}")
+        print("top-1:", logits.get().argmax(axis=1))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,100 @@
+"""A made-up device for tests: one version's stand-in TensorRT, stand-in CUDA, and a bundle's graphs (see trt_fake and cuda_fake)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import trt_bindings
+from cuda_fake import FakeCuda
+from trt_fake import CLASSES, FakeModel, FakeTensorRT
+
+from gmf_edge.artifact import cache_root
+from gmf_edge.engines.protocol import EngineRequest, Graphs
+from gmf_edge.engines.tensorrt import TensorRTBackend
+from gmf_edge.spec import OPSET_NEW, OPSET_OLD, BatchProfile, Precision
+
+
+@dataclass
+class Machine:
+    """A made-up device: its TensorRT, its CUDA, a bundle folder and an output folder."""
+
+    trt: FakeTensorRT
+    cuda: FakeCuda
+    model: FakeModel
+    request: EngineRequest
+    out: Path
+
+    def build(self, **changes: Any) -> tuple[str, ...]:
+        return TensorRTBackend().build(replace(self.request, **changes), self.out)
+
+    def open(self, files: tuple[str, ...], **changes: Any) -> Any:
+        return TensorRTBackend().open(replace(self.request, **changes), self.out, files)
+
+    @property
+    def sidecar(self) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads((self.out / "engine.plan.json").read_text())
+        return told
+
+    def calls(self, name: str) -> list[tuple[Any, ...]]:
+        return [args for called, args, _ in self.trt.calls if called == name]
+
+
+MakeMachine = Callable[..., Machine]
+
+
+def without(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name == prefix or name.startswith(prefix + ".")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeMachine]:
+    monkeypatch.setenv("GMF_EDGE_CACHE", str(tmp_path / "cache"))
+    cache_root.cache_clear()
+
+    def machine(version: str, model: FakeModel | None = None, **cuda_options: Any) -> Machine:
+        try:
+            described = trt_bindings.dump(version)
+        except trt_bindings.IndexUnreachable as error:
+            pytest.skip(str(error))
+        model = model or FakeModel()
+        cuda = FakeCuda(**cuda_options)
+        trt = FakeTensorRT(described, cuda, model)
+        # Polygraphy keeps the TensorRT that it saw first
+        without("polygraphy", monkeypatch)
+        without("cuda", monkeypatch)
+        packages = {name: ModuleType(name) for name in ("cuda", "cuda.bindings")}
+        packages["cuda.bindings"].runtime = cuda  # type: ignore[attr-defined]
+        packages["cuda"].bindings = packages["cuda.bindings"]  # type: ignore[attr-defined]
+        for name, module in {**packages, "cuda.bindings.runtime": cuda, "tensorrt": trt}.items():
+            monkeypatch.setitem(sys.modules, name, module)
+        bundle, out = tmp_path / "bundle", tmp_path / "out"
+        for folder in (bundle, out):
+            folder.mkdir(exist_ok=True)
+        files = {}
+        for form in ("portable", "plugin"):
+            for opset in (OPSET_OLD, OPSET_NEW):
+                files[form, opset] = f"{form}-{opset}.onnx"
+                (bundle / files[form, opset]).write_bytes(f"{form} {opset}".encode())
+        request = EngineRequest(Graphs(bundle, files), Precision.FP16, BatchProfile(1, 2, 4), (32, 32))
+        return Machine(trt, cuda, model, request, out)
+
+    yield machine
+    without("polygraphy", monkeypatch)
+    cache_root.cache_clear()
+
+
+def images(batch: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.random.default_rng(seed).normal(size=(batch, 3, 32, 32)).astype(np.float32)
+
+
+def expected(batch: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return batch.astype(np.float64).mean(axis=(1, 2, 3))[:, None] + np.arange(CLASSES)
