@@ -1,0 +1,66 @@
+"""Shared by the INT8 tests: the packaged pico as a fused graph, exported once, and its pictures; int8_helpers is imported by name."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+import pytest
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from int8_helpers import ASSETS, PREPROCESS, portable_session
+
+from gmf_edge.imageset import ImageSet
+
+
+@pytest.fixture(scope="session")
+def fused_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """2-fused.onnx of the packaged pico."""
+    from gmf_edge.model.checkpoint import load_model
+    from gmf_edge.model.export import export_plain
+    from gmf_edge.rewrite.passes import rewrite_onnx
+
+    folder = tmp_path_factory.mktemp("pico")
+    model, _ = load_model(ASSETS / "pico.safetensors", image_size=PREPROCESS.image_size, kind="packaged")
+    export_plain(model, PREPROCESS.image_size, folder / "1-plain.onnx")
+    rewrite_onnx(folder / "1-plain.onnx", folder / "2-fused.onnx")
+    return folder / "2-fused.onnx"
+
+
+@pytest.fixture
+def fused(fused_path: Path) -> onnx_ir.Model:
+    return onnx_ir.load(fused_path)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Iterator[ImageSet]:
+    """The packaged calibration pictures: ten classes of sixty."""
+    with ImageSet.open(ASSETS / "pico-digits-calibration.zip") as images:
+        yield images
+
+
+@pytest.fixture(scope="session")
+def test_digits() -> Iterator[ImageSet]:
+    """The packaged test pictures, 360 of ten classes."""
+    with ImageSet.open(ASSETS / "pico-digits-test.zip") as images:
+        yield images
+
+
+Logits = Callable[[onnx_ir.Model, ImageSet], NDArray[np.float32]]
+
+
+@pytest.fixture
+def logits(tmp_path: Path) -> Logits:
+    """Runs a graph, bodies inlined, in ONNX Runtime as an engine would."""
+
+    def run(graph: onnx_ir.Model, images: ImageSet) -> NDArray[np.float32]:
+        session = portable_session(graph, tmp_path)
+        name = session.get_inputs()[0].name
+        return np.concatenate([session.run(None, {name: batch.inputs})[0] for batch in images.batches(PREPROCESS, 16)])
+
+    return run
