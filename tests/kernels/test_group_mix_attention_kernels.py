@@ -181,8 +181,9 @@ def test_wrong_inputs_are_refused(name: str, change: object, message: str, devic
 # a kernel broken in one place each: the line, what becomes of it, and the shape at which it must be noticed
 MUTATIONS = {
     "the 7x7 window's last row is skipped": ("for dy in range(K):", "for dy in range(K - K // 7):"),
-    "a 7x7 tap is one to the left": ("(dx - K // 2) * stride", "(dx - K // 2 - (K == 7) * (dx == 0)) * stride"),
-    "splits are merged without rescaling": ("before = tl.exp(maximum - higher)", "before = tl.exp(maximum - maximum)"),
+    "a 7x7 window's first column has its neighbour's weights": ("(dy * K + dx) * P", "(dy * K + dx + (K == 7) * (dx == 0)) * P"),
+    "windows are transposed": ("(dy * K + dx) * P", "(dx * K + dy) * P"),
+    "splits are merged without rescaling": ("now = tl.exp(m - higher)", "now = tl.exp(m - m)"),
     "tiles are merged without rescaling the context": (
         "context * rescale[:, None]",
         "context * tl.exp(rescale - rescale)[:, None]",
