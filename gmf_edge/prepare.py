@@ -253,6 +253,8 @@ def _reference_stage(subject: Subject, spec: BuildSpec, progress: Progress) -> S
     }
 
     def make(folder: Path) -> Mapping[str, Any]:
+        from gmf_edge.model.reference import reference_logits
+
         if images is None:
             golden_inputs, source = _synthetic_inputs(subject.preprocess, spec.seed), "synthetic pictures"
         else:
@@ -260,7 +262,7 @@ def _reference_stage(subject: Subject, spec: BuildSpec, progress: Progress) -> S
             golden_inputs = np.concatenate([batch.inputs for batch in chosen.batches(subject.preprocess, REFERENCE_BATCH)])
             source = f"{len(chosen)} images of {Path(images.address).name}"
             _evaluation_reference(subject, images, progress).save(folder / REFERENCE)
-        logits = np.concatenate(list(_reference_logits(subject.model, _parts(golden_inputs))))
+        logits = np.concatenate(list(reference_logits(subject.model, _parts(golden_inputs))))
         Golden(golden_inputs, logits, source).save(folder / GOLDEN)
         evaluation = None
         if images is not None:
@@ -271,6 +273,8 @@ def _reference_stage(subject: Subject, spec: BuildSpec, progress: Progress) -> S
 
 
 def _evaluation_reference(subject: Subject, images: ImageSet, progress: Progress) -> Reference:
+    from gmf_edge.model.reference import reference_logits
+
     def inputs() -> Iterator[NDArray[np.float32]]:
         done = 0
         for batch in images.batches(subject.preprocess, REFERENCE_BATCH):
@@ -279,7 +283,7 @@ def _evaluation_reference(subject: Subject, images: ImageSet, progress: Progress
             progress(done / len(images), f"FP32 PyTorch on {done} of {len(images)} images")
 
     try:
-        logits = np.concatenate(list(_reference_logits(subject.model, inputs())))
+        logits = np.concatenate(list(reference_logits(subject.model, inputs())))
     except DataError:
         # one broken picture stops the stream; name all of them before giving up
         images.require_readable()
@@ -290,14 +294,6 @@ def _evaluation_reference(subject: Subject, images: ImageSet, progress: Progress
         images.labels if subject.origin.trained else None,
         logits,
     )
-
-
-def _reference_logits(model: GroupMixFormer, batches: Iterator[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
-    import torch
-
-    with torch.inference_mode():
-        for batch in batches:
-            yield model(torch.from_numpy(np.ascontiguousarray(batch))).numpy()
 
 
 def _parts(inputs: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
