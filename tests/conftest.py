@@ -1,0 +1,150 @@
+"""What several tests share: a cache of the run's own, and bundles that are built once a run and never changed.
+
+With pytest-xdist the workers share both, under a lock. GMF_EDGE_TEST_CACHE names a folder that outlives the run, for faster repeats.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import gmf_edge
+
+TEST_SET = Path(gmf_edge.__file__).parent / "assets" / "pico-digits-test.zip"
+# pixels and classes of the second model: sides that differ, an odd class count
+ODD_SIZE, ODD_CLASSES = (96, 64), 7
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before anything asks for the cache: the user's own is never touched."""
+    if hasattr(config, "workerinput"):
+        return  # the workers inherit the environment
+    kept = os.environ.get("GMF_EDGE_TEST_CACHE")
+    root = Path(kept) if kept else Path(tempfile.mkdtemp(prefix="gmf-edge-tests-"))
+    if not kept:
+        config.add_cleanup(lambda: shutil.rmtree(root, ignore_errors=True))
+    os.environ["GMF_EDGE_CACHE"] = str(root / "cache")
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all workers of this run."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def made_once(shared_folder: Path) -> Callable[[str, Callable[[Path], object]], Path]:
+    """made_once(name, make): the folder that make wrote, whichever worker came first."""
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder = shared_folder / name
+        with _locked(shared_folder / f"{name}.lock"):
+            if not folder.exists():
+                make(folder)
+        return folder
+
+    return made
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def pico_export(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """The packaged model exported at FP16, not deployed: what travels to a device. Copy it before changing it."""
+    pytest.importorskip("torch")
+    spec = gmf_edge.BuildSpec(precision=gmf_edge.Precision.FP16)
+    return made_once("pico-export", lambda folder: gmf_edge.export(spec, folder))
+
+
+@pytest.fixture(scope="session")
+def pico_fp16(pico_export: Path, made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """The packaged model built at FP16 for ONNX Runtime. Copy it before changing it."""
+    spec = gmf_edge.BuildSpec(precision=gmf_edge.Precision.FP16, backend="onnxruntime")
+    return made_once("pico-fp16", lambda folder: gmf_edge.build(spec, folder))
+
+
+@pytest.fixture(scope="session")
+def pico_fp32(pico_export: Path, made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """The packaged model built at FP32 for ONNX Runtime. Copy it before changing it."""
+    spec = gmf_edge.BuildSpec(precision=gmf_edge.Precision.FP32, backend="onnxruntime")
+    return made_once("pico-fp32", lambda folder: gmf_edge.build(spec, folder))
+
+
+@dataclass(frozen=True)
+class OddModel:
+    """A pico of random weights at ODD_SIZE with ODD_CLASSES: its bundle and the graphs on the way there."""
+
+    bundle: Path
+    plain: Path
+    fused: Path
+
+
+@pytest.fixture(scope="session")
+def odd_spec() -> gmf_edge.BuildSpec:
+    """The request that OddModel answers."""
+    return gmf_edge.BuildSpec(
+        precision=gmf_edge.Precision.FP16, variant="pico", num_classes=ODD_CLASSES, image_size=ODD_SIZE, backend="onnxruntime"
+    )
+
+
+@pytest.fixture(scope="session")
+def odd_pico(odd_spec: gmf_edge.BuildSpec, made_once: Callable[[str, Callable[[Path], object]], Path]) -> OddModel:
+    """The untrained model, exported. Copy what you change."""
+    pytest.importorskip("torch")
+    from gmf_edge import prepare
+    from gmf_edge.engines.protocol import silent
+
+    def make(folder: Path) -> None:
+        gmf_edge.export(odd_spec, folder / "bundle")
+        with ExitStack() as stack:
+            plain = prepare._plain_stage(prepare.resolve(odd_spec, stack), silent)
+        shutil.copyfile(plain.folder / "1-plain.onnx", folder / "1-plain.onnx")
+        shutil.copyfile(prepare._fused_stage(plain, silent).folder / "2-fused.onnx", folder / "2-fused.onnx")
+
+    folder = made_once("odd-pico", make)
+    return OddModel(folder / "bundle", folder / "1-plain.onnx", folder / "2-fused.onnx")
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Callable[[Path], Path]:
+    """copied(bundle): a copy that may be changed."""
+
+    def copy(bundle: Path) -> Path:
+        target = tmp_path / bundle.name
+        shutil.copytree(bundle, target)
+        return target
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def digits(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """Twenty pictures of the packaged test set in class folders. Copy them before changing them."""
+
+    def make(folder: Path) -> None:
+        with zipfile.ZipFile(TEST_SET) as archive:
+            pictures = sorted(name for name in archive.namelist() if name.endswith(".png"))
+            for label in range(10):
+                for name in [p for p in pictures if Path(p).parent.name == str(label)][:2]:
+                    target = folder / str(label) / Path(name).name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(archive.read(name))
+
+    return made_once("digits", make)
