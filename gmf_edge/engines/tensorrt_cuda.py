@@ -119,7 +119,7 @@ class Device:
         Raises:
             EnvironmentProblem: there is none, or its driver cannot be used.
         """
-        # first of all calls: with a driver missing, it alone answers with a proper error code
+        _check_driver()
         if call("cudaGetDeviceCount") < 1:
             raise EnvironmentProblem("CUDA cannot be used: there is no NVIDIA GPU", GPU_REMEDY)
         index = call("cudaGetDevice")
@@ -135,6 +135,24 @@ class Device:
             runtime_cuda=cuda_version_text(call("cudaRuntimeGetVersion")),
             driver=driver_version(),
             power_mode=power_mode(),
+        )
+
+
+def _check_driver() -> None:
+    """Tell a missing driver from one that is older than the CUDA of cuda-python: CUDA itself has one error for both.
+
+    Raises:
+        EnvironmentProblem: either.
+    """
+    # these two work without a driver
+    driver, own = call("cudaDriverGetVersion"), call("cudaRuntimeGetVersion")
+    if driver == 0:
+        raise EnvironmentProblem("CUDA cannot be used: no NVIDIA driver is loaded (libcuda.so.1)", GPU_REMEDY)
+    if driver // 1000 < own // 1000:
+        versions = f"the NVIDIA driver supports CUDA {cuda_version_text(driver)}, cuda-python is for {cuda_version_text(own)}"
+        raise EnvironmentProblem(
+            f"CUDA cannot be used: {versions}",
+            f"pip install 'cuda-bindings=={driver // 1000}.*', or install a newer driver",
         )
 
 

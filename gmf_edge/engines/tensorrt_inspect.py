@@ -118,7 +118,8 @@ def read_inspector_json(text: str) -> InspectedEngine:
     """
     remedy = "build it with 'gmf-edge deploy', which keeps the details (ProfilingVerbosity.DETAILED)"
     try:
-        values = json.loads(text)
+        # layer names may hold control characters
+        values = json.loads(text, strict=False)
         raw_layers = values["Layers"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise EngineError(f"the engine inspector's answer is not its JSON: {error}", remedy) from error

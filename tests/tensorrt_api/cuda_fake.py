@@ -46,6 +46,7 @@ class FakeCuda(ModuleType):
         self.cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3)
         self.cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
         self.capability = (8, 7)
+        self.driver_cuda = self.runtime_cuda = 12060
         self.name = b"Fake Orin\0\0"
 
     @property
@@ -90,10 +91,10 @@ class FakeCuda(ModuleType):
         return cudaError_t(0), properties
 
     def cudaDriverGetVersion(self) -> tuple[Any, ...]:
-        return cudaError_t(0), 12060
+        return cudaError_t(0), self.driver_cuda
 
     def cudaRuntimeGetVersion(self) -> tuple[Any, ...]:
-        return cudaError_t(0), 12060
+        return cudaError_t(0), self.runtime_cuda
 
     def cudaMemGetInfo(self) -> tuple[Any, ...]:
         return cudaError_t(0), self.total - self.used, self.total

@@ -464,6 +464,21 @@ def test_a_machine_without_gpu_is_an_environment_problem_before_tensorrt_is_touc
     assert states["TensorRT"] == OK
 
 
+def test_a_missing_driver_and_an_old_one_are_told_apart(make: MakeMachine) -> None:
+    machine = make("8.6.1")
+    machine.cuda.runtime_cuda, machine.cuda.driver_cuda = 13050, 12040
+    with pytest.raises(
+        EnvironmentProblem, match=r"driver supports CUDA 12\.4, cuda-python is for 13\.5; pip install 'cuda-bindings==12"
+    ):
+        machine.build()
+    machine.cuda.driver_cuda = 0
+    with pytest.raises(EnvironmentProblem, match="no NVIDIA driver is loaded"):
+        machine.build()
+    # a newer driver runs older CUDA
+    machine.cuda.runtime_cuda, machine.cuda.driver_cuda = 11080, 13000
+    assert machine.build() == ("engine.plan", "engine.plan.json")
+
+
 @every_version
 def test_a_machine_with_everything_misses_nothing(make: MakeMachine, version: str) -> None:
     make(version)
