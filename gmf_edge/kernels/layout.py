@@ -63,11 +63,11 @@ class Tile:
 def tile_of(segment_dim: int) -> Tile:
     """The tile for a width: as large as ptxas holds without spilling on sm_80 to sm_90 (the table is in plugins/README.md).
 
-    Channels go in steps of 32, or of 16 where that leaves fewer of them idle (S = 40, 48, 72). One stage: a second one
+    Channels go in steps of 16, or of 32 where none of them idles and none spills (S = 64, 96). One stage: a second one
     multiplies the shared memory, and the loops over taps have little to prefetch.
     """
     padded = padded_dim(segment_dim)
-    channels = min((32, 16), key=lambda step: -(-segment_dim // step) * step) if padded >= 32 else padded
+    channels = 32 if segment_dim >= 64 and segment_dim % 32 == 0 else 16
     return Tile(tokens=64 if padded <= 64 else 16, channels=channels, warps=4 if padded <= 16 else 8, stages=1)
 
 

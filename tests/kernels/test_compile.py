@@ -26,6 +26,8 @@ from gmf_edge.spec import ModelSpec
 MOST_REGISTERS = {
     ("aggregate", 8): 128,
     ("attend", 8): 80,
+    ("aggregate", 32): 128,
+    ("attend", 32): 128,
     ("aggregate", 64): 184,
     ("attend", 64): 184,
 }
@@ -33,11 +35,11 @@ MOST_REGISTERS = {
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> KernelTable:
-    return compile_widths((8, 64), ("sm_87",), tmp_path_factory.mktemp("kernels"))
+    return compile_widths((8, 32, 64), ("sm_87",), tmp_path_factory.mktemp("kernels"))
 
 
 def test_no_kernel_spills_or_grows(table: KernelTable) -> None:
-    assert len(table.images) == 2 * len(KERNELS)
+    assert len(table.images) == 3 * len(KERNELS)
     for image in table.images:
         assert image.spill_bytes == 0, image
         assert image.stack_bytes == 0, image
