@@ -9,6 +9,7 @@ grows beyond CACHE_MIB.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -63,14 +64,16 @@ def library_versions() -> dict[str, str]:
 def write_failure(path: Path, error: OSError) -> EnvironmentProblem:
     """The error for a file or folder that cannot be written: a full disk, a read-only folder, a path through a file."""
     reason = error.strerror or str(error)
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        reason = "a part of that path is a file, not a folder"
     return EnvironmentProblem(f"cannot write {path}: {reason}", "free space there, or choose a writable --output")
 
 
 @contextlib.contextmanager
-def new_folder(destination: Path) -> Iterator[Path]:
+def new_folder(destination: Path, *, replace: bool = True) -> Iterator[Path]:
     """A temporary folder beside `destination` that takes its place when the block ends well, and vanishes when it does not.
 
-    A folder that is there already is replaced whole, so that the files of two builds never mix.
+    A folder that is there already is replaced whole, so that the files of two builds never mix; with replace=False it stays.
 
     Raises:
         EnvironmentProblem: no permission, no space, or no such place.
@@ -85,7 +88,7 @@ def new_folder(destination: Path) -> Iterator[Path]:
         raise write_failure(destination, error) from error
     try:
         yield temporary
-        _swap(temporary, destination)
+        _swap(temporary, destination, replace)
     except OSError as error:
         raise write_failure(Path(error.filename or destination), error) from error
     finally:
@@ -93,13 +96,17 @@ def new_folder(destination: Path) -> Iterator[Path]:
         _remove_empty(made)
 
 
-def _swap(temporary: Path, destination: Path) -> None:
+def _swap(temporary: Path, destination: Path, replace: bool) -> None:
     # mkdtemp makes a private folder; a result folder follows the user's umask like any other
     umask = os.umask(0)
     os.umask(umask)
     temporary.chmod(0o777 & ~umask)
-    if not destination.exists():
-        temporary.rename(destination)
+    if not replace or not destination.exists():
+        try:
+            temporary.rename(destination)
+        except OSError as error:
+            if replace or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
         return
     old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".old", dir=destination.parent))
     try:
@@ -126,12 +133,14 @@ class Stage:
 
     Attributes:
         folder: where its files lie; not to be changed.
+        files: their names.
         key: digest of everything that went in.
         facts: plain values that the stage noted.
         reused: whether it was taken from the cache.
     """
 
     folder: Path
+    files: tuple[str, ...]
     key: str
     facts: Mapping[str, Any]
     reused: bool
@@ -151,27 +160,29 @@ def run_stage(name: str, inputs: Mapping[str, Any], make: Callable[[Path], Mappi
     key = digest_of({"stage": name, "inputs": dict(inputs), "source": source_digest(), "libraries": library_versions()})
     root = cache_root() / "stages"
     folder = root / f"{name}-{key[:24]}"
-    facts = _intact(folder)
-    if facts is not None:
+    found = folder.exists()
+    known = _intact(folder)
+    if known is not None:
         with contextlib.suppress(OSError):
             os.utime(folder)
-        return Stage(folder, key, facts, reused=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    with new_folder(folder) as temporary:
+        return Stage(folder, tuple(known["files"]), key, known["facts"], reused=True)
+    if found:
+        shutil.rmtree(folder, ignore_errors=True)
+    # another process may finish the same stage first and be reading it by then: what lies there stays
+    with new_folder(folder, replace=False) as temporary:
         noted = dict(make(temporary))
         digests = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
         (temporary / _RECORD).write_text(json.dumps({"facts": noted, "files": digests}))
     _trim(root, keep=folder)
-    return Stage(folder, key, noted, reused=False)
+    return Stage(folder, tuple(digests), key, noted, reused=False)
 
 
 def _intact(folder: Path) -> dict[str, Any] | None:
-    """The facts of a stage whose files are what they were, else None."""
+    """The record of a stage whose files are what they were, else None."""
     try:
-        record = json.loads((folder / _RECORD).read_text())
-        if all(sha256_of(folder / name) == digest for name, digest in record["files"].items()):
-            facts: dict[str, Any] = record["facts"]
-            return facts
+        record: dict[str, Any] = json.loads((folder / _RECORD).read_text())
+        if all(sha256_of(folder / name) == digest for name, digest in record["files"].items()) and "facts" in record:
+            return record
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return None
