@@ -11,13 +11,14 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import gmf_edge
+from gmf_edge.artifact import cache_root
 
 TEST_SET = Path(gmf_edge.__file__).parent / "assets" / "pico-digits-test.zip"
 # pixels and classes of the second model: sides that differ, an odd class count
@@ -108,15 +109,17 @@ def odd_spec() -> gmf_edge.BuildSpec:
 def odd_pico(odd_spec: gmf_edge.BuildSpec, made_once: Callable[[str, Callable[[Path], object]], Path]) -> OddModel:
     """The untrained model, exported. Copy what you change."""
     pytest.importorskip("torch")
-    from gmf_edge import prepare
-    from gmf_edge.engines.protocol import silent
 
     def make(folder: Path) -> None:
-        gmf_edge.export(odd_spec, folder / "bundle")
-        with ExitStack() as stack:
-            plain = prepare._plain_stage(prepare.resolve(odd_spec, stack), silent)
-        shutil.copyfile(plain.folder / "1-plain.onnx", folder / "1-plain.onnx")
-        shutil.copyfile(prepare._fused_stage(plain, silent).folder / "2-fused.onnx", folder / "2-fused.onnx")
+        # a cache of its own, in which there is one stage of each name
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("GMF_EDGE_CACHE", os.environ["GMF_EDGE_CACHE"] + "-odd")
+            cache_root.cache_clear()
+            gmf_edge.export(odd_spec, folder / "bundle")
+            stages = cache_root() / "stages"
+        cache_root.cache_clear()
+        for name, stage in (("1-plain.onnx", "plain"), ("2-fused.onnx", "fused")):
+            shutil.copyfile(max(stages.glob(f"{stage}-*"), key=lambda path: path.stat().st_mtime) / name, folder / name)
 
     folder = made_once("odd-pico", make)
     return OddModel(folder / "bundle", folder / "1-plain.onnx", folder / "2-fused.onnx")
