@@ -26,7 +26,14 @@ from onnx_ir import DataType
 
 from gmf_edge.errors import CalibrationError, PrecisionError, SpecError
 from gmf_edge.precision.bias_correction import correct_bias, mean_output_error
-from gmf_edge.precision.int8_layers import QuantizableLayer, chosen_layers, constant_array, new_constant, quantizable_layers
+from gmf_edge.precision.int8_layers import (
+    QuantizableLayer,
+    chosen_layers,
+    constant_array,
+    independent_copy,
+    new_constant,
+    quantizable_layers,
+)
 from gmf_edge.precision.ranges import Ranges
 from gmf_edge.precision.recipe import Recipe
 from gmf_edge.precision.smoothing import smooth
@@ -67,7 +74,7 @@ def insert_qdq(
     unknown = sorted(exceptions - known)
     if unknown:
         raise SpecError(f"{unknown[0]} is not a layer that could be quantised", "take names from the sensitivity table")
-    lowered = graph.clone()
+    lowered = independent_copy(graph)
     if recipe.smoothing > 0 or ranges.smoothing:
         require_smoothing(ranges, recipe)
         smooth(lowered, ranges.smoothing)
@@ -144,7 +151,9 @@ def _scalar_scale(threshold: float, scales: str, name: str) -> NDArray[Any]:
 
 
 def _stored_scales(exact: NDArray[Any], scales: str, name: str) -> NDArray[Any]:
-    stored = np.asarray(exact).astype(SCALE_DTYPES[scales][0])
+    # what overflows here is refused below
+    with np.errstate(over="ignore"):
+        stored = np.asarray(exact).astype(SCALE_DTYPES[scales][0])
     if not ((stored > 0) & np.isfinite(stored)).all():
         worst = float(exact.max()) if not np.isfinite(stored).all() else float(exact.min())
         raise PrecisionError(
@@ -185,6 +194,8 @@ def _quantize_input(
     if layer.tensor not in pairs:
         value = layer.node.inputs[layer.input_index]
         assert value is not None
+        # a fused graph is FP32 all through, but not every value says so, and to_fp16 casts what it knows the type of
+        value.dtype = value.dtype or DataType.FLOAT
         scale_input = new_constant(graph, scale, f"{layer.tensor}/scale")
         zero_point = new_constant(graph, np.zeros((), np.int8), f"{layer.tensor}/zero_point")
         quantize = onnx_ir.node("QuantizeLinear", (value, scale_input, zero_point), name=f"{layer.tensor}/QuantizeLinear")

@@ -14,6 +14,7 @@ head                Gemm                                       head
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,6 +127,14 @@ def _is_linear_output(value: onnx_ir.Value) -> bool:
         and producer.op_type == "Add"
         and any(v is not None and v.const_value is not None for v in producer.inputs)
     )
+
+
+def independent_copy(graph: onnx_ir.Model) -> onnx_ir.Model:
+    """A clone whose values have types of their own: clone() shares them, and to_fp16 on the one would retype the other."""
+    copied = graph.clone()
+    for value in (*copied.graph.inputs, *(value for node in copied.graph for value in node.outputs)):
+        value.type = copy.copy(value.type)
+    return copied
 
 
 def constant_array(value: onnx_ir.Value | None) -> NDArray[Any]:
