@@ -26,7 +26,8 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_check.py"
 
 
 @pytest.fixture
-def gpu_check() -> Any:
+def gpu_check(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("gmf_edge.deploy.BUILD_DURATION_S", 0.01)
     spec = importlib.util.spec_from_file_location("gpu_check", SCRIPT)
     assert spec is not None
     assert spec.loader is not None

@@ -6,7 +6,7 @@ pybind11 signature is then there to read. Nothing can be built with them: each s
 
     dump("10.3.0")  -> {"version", "classes": {name: {"members", "methods", "properties", ...}}, "functions", "constants"}
 
-Everything is kept under $GMF_EDGE_CACHE (else $XDG_CACHE_HOME/gmf-edge, else ~/.cache/gmf-edge), so the index is asked once.
+Everything is kept under $GMF_EDGE_TEST_CACHE (else $XDG_CACHE_HOME/gmf-edge, else ~/.cache/gmf-edge): the index is asked once.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class IndexUnreachable(Exception):
 
 
 def cache_folder() -> Path:
-    """Where wheels, unpacked bindings and dumps are kept."""
-    own = os.environ.get("GMF_EDGE_CACHE")
-    base = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gmf-edge"
+    """Where wheels, unpacked bindings and dumps are kept, also between test runs (which have a $GMF_EDGE_CACHE of their own)."""
+    kept = os.environ.get("GMF_EDGE_TEST_CACHE")
+    base = Path(kept) if kept else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gmf-edge"
     return base / "tensorrt-api"
 
 
