@@ -8,6 +8,8 @@ plugin.onnx              GmfGroupMixAttention nodes, opset 20: TensorRT 10 and 1
 weights.bin              the weights of all four, once
 golden.npz               preprocessed images and FP32 PyTorch's logits
 reference.npz            with evaluation images: their names, digests, labels and FP32 PyTorch's logits (not the pictures)
+onnxruntime.onnx         INT8 only: Q/DQ beside FP32, which is what has kernels on a CPU
+ranges.json              INT8 only: the activations' ranges with their provenance
 labels.txt               a class name a line
 report.json              after deploy: parity, gate, engine, latency
 engine.*                 after deploy, with TensorRT: the engine and its sidecar
@@ -32,6 +34,7 @@ from gmf_edge.weights import WeightsOrigin
 
 SCHEMA = 1
 MANIFEST, REPORT, GOLDEN, REFERENCE, LABELS = "manifest.json", "report.json", "golden.npz", "reference.npz", "labels.txt"
+RANGES = "ranges.json"
 _SELF = "manifest_sha256"
 _REBUILD = "build or export it again"
 

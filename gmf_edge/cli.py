@@ -60,6 +60,15 @@ class VariantName(str, Enum):
     LARGE = "large"
 
 
+class PrecisionName(str, Enum):
+    """Choices of --precision."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+    AUTO = "auto"
+
+
 assert [variant.value for variant in VariantName] == list(VARIANTS)
 
 Backend = Annotated[BackendName, typer.Option(help="What runs the model; auto takes TensorRT where it can be used.")]
@@ -75,9 +84,20 @@ ImageSize = Annotated[str | None, typer.Option(help="Pixels, S or HxW, multiples
 Classes = Annotated[
     int | None, typer.Option("--num-classes", help="Number of classes.", show_default="the checkpoint's, else 1000")
 ]
-PrecisionName = Annotated[Precision, typer.Option(help="Arithmetic of the heavy layers.")]
+PrecisionChoice = Annotated[
+    PrecisionName, typer.Option(help="Arithmetic of the heavy layers; auto: INT8 with as few exceptions as the gate needs.")
+]
 Fp32 = Annotated[bool, typer.Option("--fp32", help="The same as --precision fp32.")]
 Fp16 = Annotated[bool, typer.Option("--fp16", help="The same as --precision fp16.")]
+Int8 = Annotated[bool, typer.Option("--int8", help="The same as --precision int8.")]
+CalibrationData = Annotated[Path | None, typer.Option(help="INT8: images of the training split.", show_default="packaged (pico)")]
+CalibrationImages = Annotated[int, typer.Option(help="INT8: draw this many of them, evenly over the classes.")]
+RecipeName = Annotated[str, typer.Option("--recipe", help="INT8: balanced, fastest, accurate, or a TOML file.")]
+RangesFile = Annotated[
+    Path | None, typer.Option("--ranges", help="INT8: a ranges.json of 'gmf-edge calibrate', instead of images.")
+]
+BudgetMinutes = Annotated[float, typer.Option(help="auto: time for the search.")]
+KeepInt8 = Annotated[bool, typer.Option("--keep-int8", help="Deliver INT8 although it is no faster on this machine.")]
 MinBatch = Annotated[int, typer.Option(help="Smallest batch that will be served.")]
 OptBatch = Annotated[int, typer.Option(help="Batch to tune for.")]
 MaxBatch = Annotated[int, typer.Option(help="Largest batch that will be served.")]
@@ -98,9 +118,10 @@ def build(
     checkpoint: Checkpoint = None,
     image_size: ImageSize = None,
     num_classes: Classes = None,
-    precision: PrecisionName = Precision.FP32,
+    precision: PrecisionChoice = PrecisionName.FP32,
     fp32: Fp32 = False,
     fp16: Fp16 = False,
+    int8: Int8 = False,
     backend: Backend = BackendName.AUTO,
     min_batch: MinBatch = 1,
     opt_batch: OptBatch = 1,
@@ -111,6 +132,12 @@ def build(
     max_drop: MaxDrop = None,
     crop_pct: CropPct = None,
     seed: Seed = 0,
+    calibration_data: CalibrationData = None,
+    calibration_images: CalibrationImages = 500,
+    recipe: RecipeName = "balanced",
+    ranges: RangesFile = None,
+    budget_minutes: BudgetMinutes = 30.0,
+    keep_int8: KeepInt8 = False,
     workspace_mib: WorkspaceMib = None,
     no_plugin: NoPlugin = False,
     output: Output = Path("out/bundle"),
@@ -123,10 +150,7 @@ def build(
     """
     from gmf_edge.pipeline import build as build_bundle
 
-    spec = _spec(
-        variant, checkpoint, image_size, num_classes, precision, fp32, fp16, backend, (min_batch, opt_batch, max_batch), io_dtype,
-        eval_data, eval_images, max_drop, crop_pct, seed,
-    )  # fmt: skip
+    spec = _spec(locals())
     asked = _trtexec(context.args, workspace_mib)
     if asked.profile is not None:
         spec = replace(spec, profile=asked.profile)
@@ -145,9 +169,10 @@ def export(
     checkpoint: Checkpoint = None,
     image_size: ImageSize = None,
     num_classes: Classes = None,
-    precision: PrecisionName = Precision.FP32,
+    precision: PrecisionChoice = PrecisionName.FP32,
     fp32: Fp32 = False,
     fp16: Fp16 = False,
+    int8: Int8 = False,
     min_batch: MinBatch = 1,
     opt_batch: OptBatch = 1,
     max_batch: MaxBatch = 8,
@@ -157,6 +182,11 @@ def export(
     max_drop: MaxDrop = None,
     crop_pct: CropPct = None,
     seed: Seed = 0,
+    calibration_data: CalibrationData = None,
+    calibration_images: CalibrationImages = 500,
+    recipe: RecipeName = "balanced",
+    ranges: RangesFile = None,
+    budget_minutes: BudgetMinutes = 30.0,
     output: Output = Path("out/bundle"),
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -164,10 +194,7 @@ def export(
     """A bundle without an engine: take the folder to the device and deploy it there."""
     from gmf_edge.prepare import export as export_bundle
 
-    spec = _spec(
-        variant, checkpoint, image_size, num_classes, precision, fp32, fp16, BackendName.AUTO, (min_batch, opt_batch, max_batch),
-        io_dtype, eval_data, eval_images, max_drop, crop_pct, seed,
-    )  # fmt: skip
+    spec = _spec(locals())
     with _progress(quiet or as_json) as progress:
         bundle = export_bundle(spec, output, progress)
     if as_json:
@@ -176,6 +203,47 @@ def export(
     out.print(bundle.manifest.weights.statement)
     _show_files(bundle.manifest.files)
     out.print(f"exported {output}; next: gmf-edge deploy {output}, on the device")
+
+
+@app.command()
+def calibrate(
+    variant: Variant = None,
+    checkpoint: Checkpoint = None,
+    image_size: ImageSize = None,
+    num_classes: Classes = None,
+    calibration_data: CalibrationData = None,
+    calibration_images: CalibrationImages = 500,
+    recipe: RecipeName = "balanced",
+    crop_pct: CropPct = None,
+    seed: Seed = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("out/ranges.json"),
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ranges of the activations for INT8, from pictures: for `build --ranges`."""
+    from gmf_edge.prepare import calibrate as calibrated
+
+    spec = BuildSpec(
+        precision=Precision.INT8,
+        variant=None if variant is None else variant.value,
+        checkpoint=checkpoint,
+        image_size=None if image_size is None else parse_size(image_size),
+        num_classes=num_classes,
+        calibration_data=calibration_data,
+        calibration_images=calibration_images,
+        recipe=recipe,
+        crop_pct=crop_pct,
+        seed=seed,
+    )
+    with _progress(quiet or as_json) as progress:
+        ranges = calibrated(spec, output, progress)
+    made = ranges.provenance
+    if as_json:
+        _print_json({"file": str(output), "images": made.images, "method": made.method, "notes": list(ranges.notes)})
+        return
+    for note in ranges.notes:
+        out.print(f"note: {note}", markup=False)
+    out.print(f"wrote {output}: {len(ranges.tensors)} ranges by {made.method} on {made.images} images", markup=False)
 
 
 @app.command(context_settings=_TRTEXEC)
@@ -389,43 +457,43 @@ class _Shown(AccuracyError):
     """A result outside the gate that has been printed already."""
 
 
-def _spec(
-    variant: VariantName | None,
-    checkpoint: Path | None,
-    image_size: str | None,
-    num_classes: int | None,
-    precision: Precision,
-    fp32: bool,
-    fp16: bool,
-    backend: BackendName,
-    batches: tuple[int, int, int],
-    io_dtype: str,
-    eval_data: Path | None,
-    eval_images: int | None,
-    max_drop: float | None,
-    crop_pct: float | None,
-    seed: int,
-) -> BuildSpec:
-    asked = {name for name, given in ((Precision.FP32, fp32), (Precision.FP16, fp16)) if given}
-    if precision is not Precision.FP32:
-        asked.add(precision)
+def _spec(given: Mapping[str, Any]) -> BuildSpec:
+    """The request that a verb's options make; options that the verb does not have keep BuildSpec's defaults."""
+    asked = {name for name in PrecisionName if given.get(name.value)}
+    if given["precision"] is not PrecisionName.FP32:
+        asked.add(given["precision"])
     if len(asked) > 1:
-        raise SpecError(f"two precisions were asked for: {' and '.join(sorted(p.value for p in asked))}", "give one")
+        raise SpecError(f"two precisions were asked for: {' and '.join(sorted(name.value for name in asked))}", "give one")
+    name = next(iter(asked), PrecisionName.FP32)
+    variant, image_size, backend = given["variant"], given["image_size"], given.get("backend", BackendName.AUTO)
     return BuildSpec(
-        precision=next(iter(asked), precision),
+        precision=Precision.INT8 if name is PrecisionName.AUTO else Precision(name.value),
+        auto=name is PrecisionName.AUTO,
         variant=None if variant is None else variant.value,
-        checkpoint=checkpoint,
-        num_classes=num_classes,
         image_size=None if image_size is None else parse_size(image_size),
-        profile=BatchProfile(*batches),
+        profile=BatchProfile(given["min_batch"], given["opt_batch"], given["max_batch"]),
         backend=backend.value,
-        io_dtype=io_dtype,
-        eval_data=eval_data,
-        eval_images=eval_images,
-        max_drop_points=max_drop,
-        crop_pct=crop_pct,
-        seed=seed,
+        max_drop_points=given["max_drop"],
+        **{key: given[key] for key in _SAME_NAMES if key in given},
     )
+
+
+# options whose name and type are BuildSpec's own
+_SAME_NAMES = (
+    "checkpoint",
+    "num_classes",
+    "io_dtype",
+    "eval_data",
+    "eval_images",
+    "crop_pct",
+    "seed",
+    "calibration_data",
+    "calibration_images",
+    "recipe",
+    "ranges",
+    "budget_minutes",
+    "keep_int8",
+)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -521,6 +589,9 @@ def _show_report(report: Mapping[str, Any]) -> None:
         out.print(f"and {len(parity['flips']) - 5} more flipped images, by name in report.json", markup=False)
     if report["latency"]:
         _show_latency(list(report["latency"].values()))
+    if report.get("choice"):
+        left = report["not_kept"]
+        out.print(f"{report['precision']} was kept; beside it {left['precision']}: {left['reason']}", markup=False)
 
 
 def _show_latency(values: Sequence[Mapping[str, Any]]) -> None:

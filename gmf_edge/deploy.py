@@ -231,6 +231,19 @@ def predict(
     return predictions
 
 
+def open_engine(bundle: Bundle) -> Engine:
+    """The deployed engine of a bundle, by the backend it was deployed with; close it, or use it in a `with` statement.
+
+    Raises:
+        GmfEdgeError: see gmf_edge.errors; BundleError where the bundle was not deployed yet.
+    """
+    report = bundle.report
+    if report is None:
+        raise BundleError(f"{bundle.folder} has no engine yet", "run 'gmf-edge deploy' on it")
+    backend, _ = choose_backend(str(report["backend"]))
+    return backend.open(_request(bundle, use_plugin=True, options={}), bundle.folder, bundle.manifest.engine_files)
+
+
 def _opened(bundle: Bundle, backend: str, stack: ExitStack, progress: Progress) -> tuple[Engine, str]:
     """The bundle's engine, by the backend it was deployed with; ONNX Runtime needs no deployment."""
     deployed = (bundle.report or {}).get("backend")

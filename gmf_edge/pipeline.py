@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gmf_edge.artifact import new_folder
-from gmf_edge.deploy import Result, complete
+from gmf_edge.bundle import REPORT, Bundle, open_bundle, seal
+from gmf_edge.deploy import Result, complete, open_engine
 from gmf_edge.engines.choose import choose_backend
 from gmf_edge.engines.protocol import Progress, silent
-from gmf_edge.prepare import refuse_foreign, resolve, write_bundle
-from gmf_edge.spec import BuildSpec
+from gmf_edge.prepare import refuse_foreign, write_bundle
+from gmf_edge.spec import BuildSpec, Precision
+from gmf_edge.subject import Subject, resolve
+from gmf_edge.verify.report import write_report
 
 
 def build(
@@ -24,6 +32,9 @@ def build(
     progress: Progress = silent,
 ) -> Result:
     """From a checkpoint to a bundle with a proved and measured engine.
+
+    INT8 is built beside what it would replace (FP16 on a GPU, FP32 on a CPU) and both are timed in turn: INT8 is delivered only where it
+    is within its gate and faster, the other otherwise, and the report tells of both.
 
     Args:
         spec: the request.
@@ -39,18 +50,68 @@ def build(
         GmfEdgeError: see gmf_edge.errors; nothing is left behind.
     """
     refuse_foreign(out)
-    choose_backend(spec.backend)  # fails here, not after minutes of export
+    backend, _ = choose_backend(spec.backend)  # fails here, not after minutes of export
     with ExitStack() as stack:
         subject = resolve(spec, stack, progress)
-        with new_folder(out) as folder:
-            bundle = write_bundle(subject, spec, folder, progress)
-            result = complete(
-                bundle,
+        folder = stack.enter_context(new_folder(out))
+
+        def built(request: BuildSpec, place: Path) -> Result:
+            return complete(
+                write_bundle(subject, request, place, progress),
                 subject.images,
                 backend=spec.backend,
-                gate=spec.gate,
+                gate=request.gate,
                 use_plugin=use_plugin,
                 options=options,
                 progress=progress,
             )
+
+        result = built(spec, folder)
+        if spec.precision is Precision.INT8:
+            other = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gmf-edge-")))
+            fallback = Precision.FP16 if backend.name == "tensorrt" else Precision.FP32
+            plain = replace(
+                spec,
+                precision=fallback,
+                calibration_data=None,
+                ranges=None,
+                auto=False,
+                max_drop_points=None,
+            )
+            result = _better(result, built(plain, other), spec, subject, folder, progress)
     return Result(out, result.passed, result.reason, result.report)
+
+
+def _better(int8: Result, other: Result, spec: BuildSpec, subject: Subject, folder: Path, progress: Progress) -> Result:
+    """Leave in `folder` the one of the two that should be delivered, with both in its report."""
+    from gmf_edge.precision.pays import pays
+
+    progress(None, "timing INT8 against what it would replace, in turn")
+    images = np.random.default_rng(0).standard_normal((spec.profile.opt, 3, *subject.spec.image_size)).astype(np.float32)
+    name = str(other.report["precision"]).upper()
+    with ExitStack() as stack:
+        engines = [stack.enter_context(open_engine(open_bundle(result.folder))) for result in (int8, other)]
+        decision = pays(lambda: engines[0].infer(images), lambda: engines[1].infer(images), baseline=name, within_gate=int8.passed)
+    kept_int8 = decision.pays or (int8.passed and spec.keep_int8)
+    kept, left = (int8, other) if kept_int8 else (other, int8)
+    reason = decision.reason
+    if kept_int8 and not decision.pays:
+        reason = f"INT8 is kept, as asked, although it is not faster here ({decision.reason})"
+    if not int8.passed:
+        reason += f"; INT8 was {int8.reason}"
+    report = {
+        **kept.report,
+        "passed": kept.passed and int8.passed,
+        "reason": f"{kept.reason}; {reason}",
+        "choice": decision.to_json(),
+        "not_kept": {key: left.report[key] for key in ("precision", "passed", "reason", "parity", "latency")},
+    }
+    if not kept_int8:
+        for path in folder.iterdir():
+            path.unlink()
+        for path in kept.folder.iterdir():
+            shutil.copyfile(path, folder / path.name)
+    manifest = open_bundle(kept.folder).manifest
+    write_report(report, folder / REPORT)
+    bundle: Bundle = seal(folder, manifest)
+    return Result(bundle.folder, bool(report["passed"]), str(report["reason"]), report)

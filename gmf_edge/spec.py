@@ -240,6 +240,13 @@ class BuildSpec:
         eval_data: labelled images (ImageFolder layout, folder or .zip), or None.
         eval_images: how many of them, drawn evenly over the classes; None for all (128 of them with untrained weights).
         max_drop_points: overrides the gate's, in percentage points; None for the precision's default.
+        calibration_data: images that INT8 is calibrated on, from the training split; None for the packaged ones (pico).
+        calibration_images: how many of them, drawn evenly over the classes.
+        recipe: what INT8 quantises and how: a name (balanced, fastest, accurate) or a TOML file.
+        ranges: a ranges.json of `gmf-edge calibrate`, instead of calibrating.
+        auto: leave as few layers as possible out of INT8 so that the gate holds.
+        budget_minutes: time for that search.
+        keep_int8: deliver INT8 although it is no faster here.
         crop_pct: see Preprocess; None for the variant's default.
         seed: of random weights and of drawn images.
     """
@@ -257,6 +264,13 @@ class BuildSpec:
     max_drop_points: float | None = None
     crop_pct: float | None = None
     seed: int = 0
+    calibration_data: Path | None = None
+    calibration_images: int = 500
+    recipe: str = "balanced"
+    ranges: Path | None = None
+    auto: bool = False
+    budget_minutes: float = 30.0
+    keep_int8: bool = False
 
     def __post_init__(self) -> None:
         if self.variant is not None and self.variant not in VARIANTS:
@@ -267,6 +281,10 @@ class BuildSpec:
             raise SpecError(f"--eval-images is {self.eval_images}", "give at least 1, or leave it out for all")
         if self.io_dtype not in IO_DTYPES:
             raise SpecError(f"unknown I/O dtype {self.io_dtype!r}", f"use one of {', '.join(IO_DTYPES)}")
+        if self.precision is not Precision.INT8 and (self.calibration_data or self.ranges or self.auto):
+            raise SpecError(f"calibration was given for {self.precision.value}", "use --precision int8 or auto, or leave it out")
+        if not self.budget_minutes > 0:
+            raise SpecError(f"--budget-minutes is {self.budget_minutes}", "give minutes above 0")
         _ = self.gate
 
     @property

@@ -82,16 +82,18 @@ class OnnxRuntimeBackend:
         missing = self.missing()
         if missing is not None:
             raise EnvironmentProblem(missing, "pip install 'gmf-edge[onnxruntime]'")
+        # INT8 bundles carry a graph of their own for the CPU, see gmf_edge.precision.lower
+        form = "onnxruntime" if ("onnxruntime", OPSET_NEW) in request.graphs.files else "portable"
         return OnnxRuntimeEngine(
-            request.graphs.path("portable", OPSET_NEW), request.profile, int(request.options.get("threads", 0))
+            request.graphs.path(form, OPSET_NEW), request.profile, int(request.options.get("threads", 0)), form
         )
 
 
 class OnnxRuntimeEngine:
     """An ONNX Runtime session over one graph; see gmf_edge.engines.protocol.Engine."""
 
-    def __init__(self, graph: Path, profile: BatchProfile, threads: int = 0) -> None:
-        self._graph, self._profile, self._threads = graph, profile, threads
+    def __init__(self, graph: Path, profile: BatchProfile, threads: int = 0, form: str = "portable") -> None:
+        self._graph, self._profile, self._threads, self._form = graph, profile, threads, form
         self._session: Any = self._new_session()
         image = self._session.get_inputs()[0]
         self._input, self._shape = image.name, tuple(image.shape[1:])
@@ -152,7 +154,7 @@ class OnnxRuntimeEngine:
                 shares[layer.precision] += layer.time_ms or 0.0  # type: ignore[assignment]
         total = sum(shares.values())
         notes = []
-        if self._half or any(layer.kind == "Cast" for layer in layers):
+        if self._half or any(layer.precision == "fp16" for layer in layers):
             notes.append(
                 "this CPU backend stores FP16 tensors and rounds to FP16 where it has no FP16 kernel to compute with; "
                 "its latency says nothing about FP16 on a GPU"
@@ -161,7 +163,7 @@ class OnnxRuntimeEngine:
             backend=NAME,
             version=ort.__version__,
             device=_cpu_name(),
-            form="portable",
+            form=self._form,
             layers=tuple(layers),
             precision_shares={name: value / total for name, value in sorted(shares.items())} if total else {},
             notes=tuple(notes),

@@ -90,14 +90,15 @@ def to_fp16(graph: onnx_ir.Model, islands: Mapping[str, str] | None = None, io_d
             if key not in casts:
                 cast = onnx_ir.node("Cast", [value], attributes={"to": wanted}, name=f"{value.name}/to_{wanted.name.lower()}")
                 cast.outputs[0].name = f"{value.name}/{wanted.name.lower()}"
-                cast.outputs[0].dtype, cast.outputs[0].shape = wanted, value.shape
+                cast.outputs[0].type, cast.outputs[0].shape = onnx_ir.TensorType(wanted), value.shape
                 graph.graph.insert_before(node, cast)
                 casts[key] = cast.outputs[0]
             node.replace_input_with(index, casts[key])
         if not island and node.op_type != "Cast":
             for value in node.outputs:
                 if value.dtype == DataType.FLOAT:
-                    value.dtype = DataType.FLOAT16
+                    # a new type object: clones of a graph share the old one
+                    value.type = onnx_ir.TensorType(DataType.FLOAT16)
     _set_io(graph, DataType.FLOAT16 if io_dtype == "float16" else DataType.FLOAT)
     for name in [name for name, value in graph.graph.initializers.items() if not value.uses()]:
         del graph.graph.initializers[name]
@@ -132,7 +133,7 @@ def _set_io(graph: onnx_ir.Model, dtype: DataType) -> None:
     (images,), (logits,) = graph.graph.inputs, graph.graph.outputs
     if images.dtype != dtype:
         uses = list(images.uses())
-        images.dtype = dtype
+        images.type = onnx_ir.TensorType(dtype)
         for use in uses:
             # the cast of an FP32 input has become a cast to its own type
             if use.node.op_type == "Cast" and use.node.outputs[0].dtype == dtype:
@@ -147,8 +148,8 @@ def _set_io(graph: onnx_ir.Model, dtype: DataType) -> None:
         logits.name = f"{name}/computed"
         cast = onnx_ir.node("Cast", [logits], attributes={"to": dtype}, name=f"{name}/to_{dtype.name.lower()}")
         out = cast.outputs[0]
-        out.name, out.dtype, out.shape = name, dtype, logits.shape
-        logits.dtype = inner
+        out.name, out.type, out.shape = name, onnx_ir.TensorType(dtype), logits.shape
+        logits.type = onnx_ir.TensorType(inner)
         graph.graph.append(cast)
         graph.graph.outputs[0] = out
 
@@ -156,6 +157,6 @@ def _set_io(graph: onnx_ir.Model, dtype: DataType) -> None:
 def _cast(graph: onnx_ir.Model, value: onnx_ir.Value, dtype: DataType, before: onnx_ir.Node) -> onnx_ir.Value:
     cast = onnx_ir.node("Cast", [value], attributes={"to": dtype}, name=f"{value.name}/to_{dtype.name.lower()}/{before.name}")
     cast.outputs[0].name = f"{cast.name}/output"
-    cast.outputs[0].dtype, cast.outputs[0].shape = dtype, value.shape
+    cast.outputs[0].type, cast.outputs[0].shape = onnx_ir.TensorType(dtype), value.shape
     graph.graph.insert_before(before, cast)
     return cast.outputs[0]

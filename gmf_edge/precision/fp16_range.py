@@ -68,7 +68,10 @@ def activation_ranges(portable: onnx_ir.Model, batches: Iterable[NDArray[np.floa
         largest = onnx_ir.node("ReduceMax", magnitude.outputs, attributes={"keepdims": 0})
         largest.outputs[0].name, largest.outputs[0].dtype = f"{value.name}/largest", DataType.FLOAT
         largest.outputs[0].shape = onnx_ir.Shape([])
-        graph.graph.extend([magnitude, largest])
+        # right behind the producer: at the graph's end ONNX Runtime would keep every activation until then
+        producer = value.producer()
+        assert producer is not None
+        graph.graph.insert_after(producer, [magnitude, largest])
         graph.graph.outputs.append(largest.outputs[0])
     options = ort.SessionOptions()
     options.log_severity_level = 3

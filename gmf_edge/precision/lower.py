@@ -1,8 +1,19 @@
-"""2-fused.onnx -> 3-<precision>.onnx: the one place that turns a requested precision into a graph."""
+"""2-fused.onnx -> 3-<precision>.onnx: the one place that turns a requested precision into graphs.
+
+One precision may need more than one graph, because runtimes differ in who decides the types (gmf_edge.spec.Target.typing):
+
+          strong (opset 20: TensorRT 10, 11)     weak (opset 17: TensorRT 8.6)           cpu (ONNX Runtime)
+FP32      FP32                                   the same                                the same
+FP16      FP16 with FP32 islands                 the same, builder flags on top          the same
+INT8      Q/DQ with FP16 scales, FP16 elsewhere  Q/DQ with FP32 scales, FP32 elsewhere:  as weak: FP16 has no kernels
+                                                 builder flags make the rest FP16,       on a CPU
+                                                 casts there would part Q/DQ from GEMM
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +22,39 @@ from numpy.typing import NDArray
 
 from gmf_edge.precision.fp16 import to_fp16
 from gmf_edge.precision.fp16_range import activation_ranges, islands_for
+from gmf_edge.precision.int8 import insert_qdq
+from gmf_edge.precision.int8_layers import chosen_layers
+from gmf_edge.precision.ranges import Ranges
+from gmf_edge.precision.recipe import Recipe
 from gmf_edge.spec import Precision
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What INT8 needs beside the graph: ranges, recipe, the layers to leave in higher precision and how they were found."""
+
+    ranges: Ranges
+    recipe: Recipe
+    exceptions: frozenset[str] = frozenset()
+    search: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for the key of a stage."""
+        return {"ranges": self.ranges.to_json(), "recipe": self.recipe.to_json(), "exceptions": sorted(self.exceptions)}
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """Fused graphs for the three kinds of runtime, and what was found and done, for the manifest.
+
+    facts has "ranges" (fp16_range.RangeReport), "islands", "overflowing_weights", "flushed_weights" (fp16.Fp16Report) and, for INT8,
+    "int8": {"layers", "exceptions", "recipe", "calibration", "notes"}; all empty or absent for FP32.
+    """
+
+    strong: onnx_ir.Model
+    weak: onnx_ir.Model
+    cpu: onnx_ir.Model
+    facts: Mapping[str, Any]
 
 
 def lower_precision(
@@ -20,28 +63,51 @@ def lower_precision(
     io_dtype: str,
     inline: Callable[[onnx_ir.Model], onnx_ir.Model],
     batches: Iterable[NDArray[np.float32]],
-) -> Mapping[str, Any]:
-    """Lower a fused FP32 graph in place.
+    quantization: Quantization | None = None,
+) -> Lowered:
+    """Lower a fused FP32 graph.
 
     Args:
-        fused: with GmfGroupMixAttention nodes and their body.
+        fused: with GmfGroupMixAttention nodes and their body; it may be changed.
         precision: of the heavy layers.
         io_dtype: "float32" or "float16", of input and output.
         inline: fused graph -> portable graph.
         batches: preprocessed images for the range check, float32 [B, 3, H, W].
-
-    Returns:
-        What was found and done, plain values for the manifest: "ranges" (fp16_range.RangeReport), "islands", "overflowing_weights",
-        "flushed_weights" (fp16.Fp16Report).
+        quantization: for INT8.
 
     Raises:
-        PrecisionError: activations that are not finite.
+        PrecisionError: activations or weights that are not finite, or a scale that FP16 cannot hold.
+        CalibrationError: ranges of another graph.
     """
     if precision is Precision.FP32:
         if io_dtype == "float16":
-            every_node = {str(node.name): "FP32 was asked for" for node in fused.graph}
-            return to_fp16(fused, every_node, io_dtype).to_json() | {"islands": {}}
-        return {}
+            to_fp16(fused, {str(node.name): "FP32 was asked for" for node in fused.graph}, io_dtype)
+        return Lowered(fused, fused, fused, {})
     ranges = activation_ranges(inline(fused), batches)
-    report = to_fp16(fused, islands_for(fused, ranges.beyond), io_dtype)
-    return {"ranges": ranges.to_json(), **report.to_json()}
+    islands = islands_for(fused, ranges.beyond)
+    if precision is Precision.FP16:
+        report = to_fp16(fused, islands, io_dtype)
+        return Lowered(fused, fused, fused, {"ranges": ranges.to_json(), **report.to_json()})
+
+    assert quantization is not None, "INT8 comes with its quantization"
+    found, recipe, exceptions = quantization.ranges, quantization.recipe, quantization.exceptions
+    layers = [layer.name for layer in chosen_layers(fused, recipe, exceptions)]
+    weak = insert_qdq(fused, found, recipe, exceptions=exceptions, scales="float32")
+    strong = insert_qdq(fused, found, recipe, exceptions=exceptions, scales="float16")
+    report = to_fp16(strong, islands, io_dtype)
+    if io_dtype == "float16":
+        to_fp16(weak, {str(node.name): "FP32 beside Q/DQ" for node in weak.graph}, io_dtype)
+    int8 = {
+        "layers": layers,
+        "exceptions": sorted(exceptions),
+        "recipe": recipe.to_json(),
+        "calibration": {
+            "images": found.provenance.images,
+            "method": found.provenance.method,
+            "seed": found.provenance.seed,
+            "images_sha256": found.provenance.images_sha256,
+        },
+        "notes": list(found.notes),
+        "search": None if quantization.search is None else dict(quantization.search),
+    }
+    return Lowered(strong, weak, weak, {"ranges": ranges.to_json(), **report.to_json(), "int8": int8})

@@ -1,0 +1,117 @@
+"""Which layers INT8 leaves out: none, or as few as the gate allows (`--precision auto`).
+
+The gate is asked with ONNX Runtime on the Q/DQ graph, on the same images and by the same judge as the delivered engine: the first
+evaluation images where there are labels or not, else the golden images.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gmf_edge.artifact import Stage, cache_root, digest_of, sha256_of
+from gmf_edge.bundle import GOLDEN, REFERENCE
+from gmf_edge.engines.onnxruntime import OnnxRuntimeEngine
+from gmf_edge.engines.protocol import Progress
+from gmf_edge.spec import BuildSpec
+from gmf_edge.subject import Subject
+from gmf_edge.verify.golden import Golden, Reference
+from gmf_edge.verify.parity import judge, measure, prove_batches
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+    from gmf_edge.precision.lower import Quantization
+    from gmf_edge.precision.recipe import Recipe
+    from gmf_edge.precision.sensitivity import Verdict
+
+SENSITIVITY_BATCH = 8
+
+
+def quantization_for(
+    subject: Subject, fused: Stage, reference: Stage, ranges_file: Path, recipe: Recipe, spec: BuildSpec, progress: Progress
+) -> Quantization:
+    """Ranges, recipe and exceptions of one build.
+
+    Raises:
+        CalibrationError: ranges that do not fit.
+        GmfEdgeError: see gmf_edge.errors.
+    """
+    import onnx_ir
+
+    from gmf_edge.precision.lower import Quantization
+    from gmf_edge.precision.ranges import read_ranges
+    from gmf_edge.precision.sensitivity import mixed_precision
+
+    ranges = read_ranges(ranges_file)
+    if not spec.auto:
+        return Quantization(ranges, recipe)
+    graph = onnx_ir.load(fused.folder / "2-fused.onnx")
+    golden = Golden.load(reference.folder / GOLDEN)
+    evaluation = Reference.load(reference.folder / REFERENCE) if REFERENCE in reference.files else None
+
+    def evaluate(exceptions: frozenset[str]) -> Verdict:
+        from gmf_edge.precision.int8 import insert_qdq
+
+        candidate = insert_qdq(graph, ranges, recipe, exceptions=exceptions)
+        return _verdict(candidate, subject, golden, evaluation, spec)
+
+    def batches() -> Iterator[NDArray[np.float32]]:
+        return (golden.images[start : start + SENSITIVITY_BATCH] for start in range(0, len(golden.images), SENSITIVITY_BATCH))
+
+    gate = digest_of({"gate": vars(spec.gate), "reference": sha256_of(reference.folder / GOLDEN), "key": reference.key})
+    found = mixed_precision(
+        graph,
+        ranges,
+        recipe,
+        batches,
+        evaluate,
+        gate=gate,
+        state_file=cache_root() / f"search-{digest_of([fused.key, gate, recipe.to_json()])[:24]}.json",
+        budget_minutes=spec.budget_minutes if math.isfinite(spec.budget_minutes) else math.inf,
+        progress=progress,
+    )
+    return Quantization(ranges, recipe, found.exceptions, found.to_json())
+
+
+def _verdict(candidate: onnx_ir.Model, subject: Subject, golden: Golden, evaluation: Reference | None, spec: BuildSpec) -> Verdict:
+    from gmf_edge.precision.sensitivity import Verdict
+    from gmf_edge.rewrite.bodies import inline_bodies
+    from gmf_edge.rewrite.shared_weights import save_graphs
+
+    trained = subject.origin.trained
+    with tempfile.TemporaryDirectory(prefix="gmf-edge-") as folder:
+        save_graphs({"candidate.onnx": inline_bodies(candidate)}, Path(folder))
+        with OnnxRuntimeEngine(Path(folder) / "candidate.onnx", spec.profile) as engine:
+            numerics = prove_batches(engine, golden.images, golden.logits, [spec.profile.max])
+            if evaluation is None or subject.images is None:
+                report = measure(
+                    engine,
+                    [golden.images],
+                    golden.logits,
+                    names=[f"golden {index}" for index in range(len(golden.images))],
+                    trained=trained,
+                    profile=spec.profile,
+                    batch_numerics=numerics,
+                )
+            else:
+                batch = min(SENSITIVITY_BATCH, spec.profile.max)
+                report = measure(
+                    engine,
+                    (part.inputs for part in subject.images.batches(subject.preprocess, batch)),
+                    evaluation.logits,
+                    names=evaluation.names,
+                    labels=evaluation.labels,
+                    trained=trained,
+                    profile=spec.profile,
+                    batch_numerics=numerics,
+                )
+    passed, reason = judge(report, spec.gate, trained)
+    change = report.top1_change_points
+    return Verdict(passed, None if change is None else -change, reason)

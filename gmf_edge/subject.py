@@ -1,0 +1,141 @@
+"""What a build is about: weights, preprocessing and images, with everything settled that the request left open."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gmf_edge.engines.protocol import Progress, silent
+from gmf_edge.errors import DataError, EnvironmentProblem, SpecError
+from gmf_edge.image import Preprocess
+from gmf_edge.imageset import ImageSet
+from gmf_edge.spec import BuildSpec, ModelSpec, Precision
+from gmf_edge.weights import WeightsOrigin
+
+if TYPE_CHECKING:
+    from gmf_edge.model.groupmixformer import GroupMixFormer
+
+ASSETS = Path(__file__).parent / "assets"
+PACKAGED_VARIANT, PACKAGED_SIZE, PACKAGED_CLASSES = "pico", (64, 64), 10
+PACKAGED_WEIGHTS, PACKAGED_LABELS = ASSETS / "pico.safetensors", ASSETS / "pico-labels.txt"
+PACKAGED_TEST, PACKAGED_CALIBRATION = ASSETS / "pico-digits-test.zip", ASSETS / "pico-digits-calibration.zip"
+DEFAULT_SIZE, DEFAULT_CLASSES = (224, 224), 1000
+# without trained weights only numerics can be judged, and those need no thousands of images
+UNTRAINED_IMAGES = 128
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The FP32 PyTorch model and all that surrounds it.
+
+    Attributes:
+        model: in evaluation mode.
+        origin: of its weights.
+        preprocess: how pictures come to it.
+        classes: class names, index = class.
+        images: to evaluate on, or None.
+        calibration: to calibrate INT8 on; None for other precisions, or where ranges were given.
+    """
+
+    model: GroupMixFormer
+    origin: WeightsOrigin
+    preprocess: Preprocess
+    classes: tuple[str, ...]
+    images: ImageSet | None
+    calibration: ImageSet | None = None
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Of the model."""
+        return self.model.spec
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What decides the model's function, for the keys of stages."""
+        return {"model": self.spec.to_json(), "weights": self.origin.to_json()}
+
+
+def resolve(spec: BuildSpec, stack: ExitStack, progress: Progress = silent, with_evaluation: bool = True) -> Subject:
+    """Load or draw the weights, open the evaluation images, and settle everything that the request left open.
+
+    Raises:
+        EnvironmentProblem: torch or onnx is not installed.
+        CheckpointError, DataError, SpecError: bad input.
+    """
+    missing = [name for name in ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise EnvironmentProblem(
+            f"this half needs {', '.join(missing)}, which is not installed",
+            "pip install 'gmf-edge[workstation]' here, or deploy a bundle that was exported elsewhere",
+        )
+    progress(None, "loading weights")
+    model, origin = _weights(spec)
+    preprocess = Preprocess(model.spec.image_size)
+    if spec.crop_pct is not None:
+        preprocess = replace(preprocess, crop_pct=spec.crop_pct)
+    address = spec.eval_data
+    if address is None and origin.kind == "packaged":
+        address = PACKAGED_TEST
+    images = None
+    if address is not None and with_evaluation:
+        images = stack.enter_context(ImageSet.open(address))
+        if not origin.trained and spec.eval_images is None:
+            images = images.spread(min(UNTRAINED_IMAGES, len(images)), spec.seed)
+        elif spec.eval_images is not None:
+            images = images.spread(min(spec.eval_images, len(images)), spec.seed)
+    classes = _class_names(model.spec, origin, images)
+    calibration = None
+    if spec.precision is Precision.INT8 and spec.ranges is None:
+        calibration = _calibration_images(spec, origin, images, stack)
+    return Subject(model, origin, preprocess, classes, images, calibration)
+
+
+def _calibration_images(spec: BuildSpec, origin: WeightsOrigin, images: ImageSet | None, stack: ExitStack) -> ImageSet:
+    from gmf_edge.precision.calibrate import check_disjoint, draw
+
+    address = spec.calibration_data
+    if address is None and origin.kind == "packaged":
+        address = PACKAGED_CALIBRATION
+    if address is None:
+        raise SpecError(
+            "INT8 needs images to calibrate on", "give --calibration-data with some 500 images of the training split, or --ranges"
+        )
+    drawn = draw(stack.enter_context(ImageSet.open(address)), spec.calibration_images, spec.seed)
+    if images is not None:
+        check_disjoint(drawn, images)
+    return drawn
+
+
+def _weights(spec: BuildSpec) -> tuple[GroupMixFormer, WeightsOrigin]:
+    from gmf_edge.model.checkpoint import load_model
+    from gmf_edge.model.groupmixformer import random_model
+
+    if spec.checkpoint is not None:
+        return load_model(
+            spec.checkpoint, variant=spec.variant, num_classes=spec.num_classes, image_size=spec.image_size or DEFAULT_SIZE
+        )
+    variant = spec.variant or PACKAGED_VARIANT
+    if variant == PACKAGED_VARIANT and spec.num_classes in (None, PACKAGED_CLASSES):
+        return load_model(PACKAGED_WEIGHTS, variant=variant, image_size=spec.image_size or PACKAGED_SIZE, kind="packaged")
+    model_spec = ModelSpec.of(variant, spec.num_classes or DEFAULT_CLASSES, spec.image_size or DEFAULT_SIZE)
+    return random_model(model_spec, spec.seed), WeightsOrigin.random(spec.seed)
+
+
+def _class_names(spec: ModelSpec, origin: WeightsOrigin, images: ImageSet | None) -> tuple[str, ...]:
+    known = tuple(PACKAGED_LABELS.read_text(encoding="utf-8").split("\n"))[: spec.num_classes] if origin.kind == "packaged" else ()
+    if images is not None and images.labelled and origin.trained:
+        if len(images.classes) != spec.num_classes:
+            raise DataError(
+                f"{images.address} has {len(images.classes)} classes, the model {spec.num_classes}",
+                "evaluate on images of the classes that the model was trained for, one folder a class",
+            )
+        if known and tuple(images.classes) != known:
+            raise DataError(f"the class folders of {images.address} are not the packaged model's", f"name them {', '.join(known)}")
+    if known:
+        return known
+    if images is not None and len(images.classes) == spec.num_classes:
+        return tuple(images.classes)
+    return tuple(f"class {index}" for index in range(spec.num_classes))
