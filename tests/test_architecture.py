@@ -24,6 +24,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engines.protocol",),
     ("model", "rewrite", "precision", "kernels", "engines", "bundle"),
     ("verify", "bench"),
+    # prepare.py in its parts: what a build is about, its stages, and the search for the layers that INT8 may have
+    ("subject",),
+    ("stages", "int8_search"),
     ("prepare", "deploy", "report", "package"),
     ("pipeline",),
     ("doctor",),
