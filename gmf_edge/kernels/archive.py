@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from gmf_edge.errors import KernelError
 from gmf_edge.kernels.compile import KERNELS, TYPES, KernelTable
-from gmf_edge.ops.group_mix_attention import OP_TYPE
+from gmf_edge.kernels.pack import packed_arrays
+from gmf_edge.ops.group_mix_attention import INPUT_NAMES, OP_TYPE
 
 if TYPE_CHECKING:
     import onnx
@@ -72,16 +73,18 @@ def kernel_archive(table: KernelTable, segment_dim: int, dtype: str = "fp16", ar
 
 
 def attach_kernels(
-    model: onnx.ModelProto, table: KernelTable, dtype: str = "fp16", archs: tuple[str, ...] | None = None
+    model: onnx.ModelProto, table: KernelTable, dtype: str = "fp16", archs: tuple[str, ...] | None = None, pack: bool = True
 ) -> onnx.ModelProto:
     """A copy of plugin.onnx whose fused nodes carry their kernels and the names that TensorRT's parser wants.
 
     Args:
         model: with nodes OP_TYPE and without their function bodies.
         table, dtype, archs: see kernel_archive.
+        pack: replace the 19 weights of a node by the two tensors that the kernels read, which saves a launch; False keeps the
+            weights as they are, for engines whose weights are refitted.
 
     Raises:
-        KernelError: there is no such node, or no kernel for its width.
+        KernelError: there is no such node, no kernel for its width, or weights to be packed that are not initializers.
     """
     import onnx
     from onnx import helper
@@ -97,12 +100,46 @@ def attach_kernels(
         width = given["segment_dim"].i
         if width not in encoded:
             encoded[width] = base64.b64encode(kernel_archive(table, width, dtype, archs)).decode()
-        for name, value in (
-            ("plugin_version", PLUGIN_VERSION),
-            ("plugin_namespace", PLUGIN_NAMESPACE),
-            (ATTRIBUTE, encoded[width]),
-        ):
+        if pack and len(node.input) == len(INPUT_NAMES):
+            packed = pack_node(attached, node)
+            del node.input[1:]
+            node.input.extend(packed)
+        values: dict[str, str | int] = {
+            "plugin_version": PLUGIN_VERSION,
+            "plugin_namespace": PLUGIN_NAMESPACE,
+            "packed": int(len(node.input) != len(INPUT_NAMES)),
+            ATTRIBUTE: encoded[width],
+        }
+        for name, value in values.items():
             if name in given:
                 node.attribute.remove(given[name])
             node.attribute.append(helper.make_attribute(name, value))
+    drop_unused_initializers(attached)
     return attached
+
+
+def pack_node(model: onnx.ModelProto, node: onnx.NodeProto) -> tuple[str, str]:
+    """Adds `vectors` and `matrices` of a fused node to the graph's initializers; returns their names.
+
+    Raises:
+        KernelError: a weight is not an initializer.
+    """
+    from onnx import numpy_helper
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    missing = [name for name in node.input[1:] if name not in constants]
+    if missing:
+        raise KernelError(f"{node.name}: the weight {missing[0]} is not an initializer", "give the plugin.onnx that gmf-edge wrote")
+    arrays = {name: numpy_helper.to_array(constants[given]) for name, given in zip(INPUT_NAMES[1:], node.input[1:], strict=True)}
+    names = (f"{node.output[0]}/vectors", f"{node.output[0]}/matrices")
+    for name, array in zip(names, packed_arrays(arrays), strict=True):
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    return names
+
+
+def drop_unused_initializers(model: onnx.ModelProto) -> None:
+    """Takes out of the graph the constants that no node reads and that are no output."""
+    used = {name for node in model.graph.node for name in node.input} | {output.name for output in model.graph.output}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)

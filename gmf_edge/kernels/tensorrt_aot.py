@@ -14,10 +14,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gmf_edge.errors import EnvironmentProblem, KernelError
+from gmf_edge.kernels.archive import drop_unused_initializers, pack_node
 from gmf_edge.kernels.compile import STATIC_SHARED_BYTES, KernelTable
 from gmf_edge.kernels.layout import plan, tile_of
-from gmf_edge.kernels.pack import packed_arrays
-from gmf_edge.ops.group_mix_attention import INPUT_NAMES, OP_TYPE
+from gmf_edge.ops.group_mix_attention import OP_TYPE
 
 if TYPE_CHECKING:
     import onnx
@@ -39,28 +39,17 @@ def split_for_aot(model: onnx.ModelProto, multiprocessors: int, batch: int) -> o
         KernelError: there is no fused node, or its weights are not initializers.
     """
     import onnx
-    from onnx import helper, numpy_helper
+    from onnx import helper
 
     split = onnx.ModelProto()
     split.CopyFrom(model)
-    constants = {tensor.name: tensor for tensor in split.graph.initializer}
     nodes: list[onnx.NodeProto] = []
     for node in split.graph.node:
         if node.op_type != OP_TYPE:
             nodes.append(node)
             continue
-        missing = [name for name in node.input[1:] if name not in constants]
-        if missing:
-            raise KernelError(
-                f"{node.name}: the weight {missing[0]} is not an initializer", "give the plugin.onnx that gmf-edge wrote"
-            )
-        arrays = {
-            name: numpy_helper.to_array(constants[given]) for name, given in zip(INPUT_NAMES[1:], node.input[1:], strict=True)
-        }
         prefix = node.output[0]
-        packed = [f"{prefix}/vectors", f"{prefix}/matrices"]
-        for name, array in zip(packed, packed_arrays(arrays), strict=True):
-            split.graph.initializer.append(numpy_helper.from_array(array, name))
+        packed = pack_node(split, node)
         given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         width = given["segment_dim"]
         geometry = plan(batch, given["height"] * given["width"], width, tile_of(width).tokens, multiprocessors)
@@ -76,11 +65,9 @@ def split_for_aot(model: onnx.ModelProto, multiprocessors: int, batch: int) -> o
         )
     if len(nodes) == len(split.graph.node):
         raise KernelError(f"the graph has no {OP_TYPE} node", "give the fused graph without its function bodies (plugin.onnx)")
-    used = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in split.graph.initializer if tensor.name in used]
-    del split.graph.node[:], split.graph.initializer[:]
+    del split.graph.node[:]
     split.graph.node.extend(nodes)
-    split.graph.initializer.extend(kept)
+    drop_unused_initializers(split)
     return split
 
 

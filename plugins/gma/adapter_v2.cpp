@@ -13,7 +13,7 @@ struct Serialized {
     float scale;
     float epsilon;
     int32_t segmentDim;
-    int32_t zero;
+    int32_t packed;
     uint64_t kernelsSize;
 };
 constexpr char kMagic[8] = {'G', 'M', 'F', 'A', 'T', 'T', '0', '1'};
@@ -37,7 +37,7 @@ nvinfer1::DimsExprs PluginV2::getOutputDimensions(
 }
 
 bool PluginV2::supportsFormatCombination(int32_t pos, nvinfer1::PluginTensorDesc const* inOut, int32_t, int32_t) noexcept {
-    return guarded("supportsFormatCombination", false, [&] { return supports(mCore, inOut[pos]); });
+    return guarded("supportsFormatCombination", false, [&] { return supports(mCore, pos, inOut[pos]); });
 }
 
 void PluginV2::configurePlugin(
@@ -57,7 +57,7 @@ size_t PluginV2::getWorkspaceSize(
 int32_t PluginV2::enqueue(nvinfer1::PluginTensorDesc const* inputDesc, nvinfer1::PluginTensorDesc const*, void const* const* inputs,
     void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
     return guarded("enqueue", 1, [&] {
-        mCore.checkInputs(kInputs, inputDesc[0].dims.d[1], inputDesc[0].dims.d[2]);
+        mCore.checkInputs(mCore.inputs(), inputDesc[0].dims.d[1], inputDesc[0].dims.d[2]);
         mCore.enqueue(inputDesc[0].dims.d[0], inputs, outputs[0], workspace, stream);
         return 0;
     });
@@ -86,7 +86,7 @@ size_t PluginV2::getSerializationSize() const noexcept { return sizeof(Serialize
 void PluginV2::serialize(void* buffer) const noexcept {
     Attributes const& a = mCore.attributes();
     std::string const& kernels = mCore.kernelsBase64();
-    Serialized head{{}, a.height, a.width, a.scale, a.epsilon, a.segmentDim, 0, kernels.size()};
+    Serialized head{{}, a.height, a.width, a.scale, a.epsilon, a.segmentDim, a.packed, kernels.size()};
     std::memcpy(head.magic, kMagic, sizeof(kMagic));
     std::memcpy(buffer, &head, sizeof(head));
     std::memcpy(static_cast<char*>(buffer) + sizeof(head), kernels.data(), kernels.size());
@@ -110,7 +110,7 @@ nvinfer1::IPluginV2* CreatorV2::deserializePlugin(char const*, void const* seria
             throw Problem("the engine holds this node in another version's form", "build the engine again with 'gmf-edge deploy'");
         }
         std::string kernels(static_cast<char const*>(serialData) + sizeof(head), head.kernelsSize);
-        auto* plugin = new PluginV2({{head.height, head.width, head.scale, head.epsilon, head.segmentDim}, std::move(kernels)});
+        auto* plugin = new PluginV2({{head.height, head.width, head.scale, head.epsilon, head.segmentDim, head.packed}, std::move(kernels)});
         plugin->setPluginNamespace(mNamespace.c_str());
         return plugin;
     });

@@ -39,7 +39,7 @@ int32_t PluginV3::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t, nv
 }
 
 bool PluginV3::supportsFormatCombination(int32_t pos, nvinfer1::DynamicPluginTensorDesc const* inOut, int32_t, int32_t) noexcept {
-    return guarded("supportsFormatCombination", false, [&] { return supports(mCore, inOut[pos].desc); });
+    return guarded("supportsFormatCombination", false, [&] { return supports(mCore, pos, inOut[pos].desc); });
 }
 
 size_t PluginV3::getWorkspaceSize(
@@ -82,6 +82,7 @@ nvinfer1::PluginFieldCollection const* PluginV3::getFieldsToSerialize() noexcept
             {"scale", &a.scale, PluginFieldType::kFLOAT32, 1},
             {"epsilon", &a.epsilon, PluginFieldType::kFLOAT32, 1},
             {"segment_dim", &a.segmentDim, PluginFieldType::kINT32, 1},
+            {"packed", &a.packed, PluginFieldType::kINT32, 1},
             {"kernels", kernels.data(), PluginFieldType::kCHAR, static_cast<int32_t>(kernels.size())},
         };
         mCollection = {static_cast<int32_t>(mFields.size()), mFields.data()};

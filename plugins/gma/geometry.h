@@ -15,7 +15,9 @@ constexpr int64_t kMinPaddedDim = 16;
 constexpr int64_t kVectorRows = 251;
 constexpr int64_t kMatrixCount = 6;
 constexpr int64_t kMaxSplits = 32;
+// qkv and 19 weights, or qkv, vectors and matrices where the weights were packed when the model was made
 constexpr int64_t kInputs = 20;
+constexpr int64_t kPackedInputs = 3;
 
 constexpr int64_t divideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -48,7 +50,7 @@ inline Geometry planGeometry(int64_t batch, int64_t tokens, int64_t segmentDim, 
     return {batch, tokens, segmentDim, tileTokens, divideUp(tiles, tilesPerSplit), tilesPerSplit};
 }
 
-// Workspace of one node: four regions, each aligned as TensorRT aligns the workspace itself.
+// Workspace of one node: regions aligned as TensorRT aligns the workspace itself; packed weights need none of the first two.
 struct Workspace {
     static constexpr size_t kAlignment = 256;
     size_t vectors;
@@ -60,7 +62,7 @@ struct Workspace {
 
 // For every batch up to maxBatch: the number of partials does not grow evenly with the batch, so it is bounded, not planned.
 inline Workspace planWorkspace(
-    int64_t maxBatch, int64_t tokens, int64_t segmentDim, int64_t tileTokens, int64_t multiprocessors, size_t elementBytes) {
+    int64_t maxBatch, int64_t tokens, int64_t segmentDim, int64_t tileTokens, int64_t multiprocessors, size_t elementBytes, bool packed) {
     auto const align = [](size_t bytes) { return (bytes + Workspace::kAlignment - 1) / Workspace::kAlignment * Workspace::kAlignment; };
     size_t const padded = static_cast<size_t>(paddedDim(segmentDim));
     int64_t const tiles = divideUp(tokens, tileTokens);
@@ -68,8 +70,8 @@ inline Workspace planWorkspace(
     int64_t const partials = std::min(maxBatch * perImage, divideUp(4 * multiprocessors, kSegments) + maxBatch);
     Workspace workspace{};
     workspace.vectors = 0;
-    workspace.matrices = align(kVectorRows * padded * sizeof(float));
-    workspace.scratch = workspace.matrices + align(kMatrixCount * padded * padded * elementBytes);
+    workspace.matrices = packed ? 0 : align(kVectorRows * padded * sizeof(float));
+    workspace.scratch = packed ? 0 : workspace.matrices + align(kMatrixCount * padded * padded * elementBytes);
     workspace.partials = workspace.scratch + align(static_cast<size_t>(maxBatch * tokens * kMixedSegments * segmentDim) * elementBytes);
     workspace.bytes = workspace.partials
         + align(static_cast<size_t>(partials * kMixedSegments * Geometry::partialFloats(segmentDim)) * sizeof(float));

@@ -53,8 +53,8 @@ LaunchCore::LaunchCore(Attributes const& attributes, std::string kernelsBase64)
 }
 
 void LaunchCore::checkInputs(int64_t inputs, int64_t tokens, int64_t stacked) const {
-    if (inputs != kInputs) {
-        throw Problem("this node has " + std::to_string(inputs) + " inputs, expected " + std::to_string(kInputs), kRebuild);
+    if (inputs != this->inputs()) {
+        throw Problem("this node has " + std::to_string(inputs) + " inputs, expected " + std::to_string(this->inputs()), kRebuild);
     }
     if (tokens != this->tokens() || stacked != 3 * kSegments * segmentDim()) {
         throw Problem("qkv has " + std::to_string(tokens) + " tokens of " + std::to_string(stacked) + " channels, this node is for "
@@ -65,7 +65,7 @@ void LaunchCore::checkInputs(int64_t inputs, int64_t tokens, int64_t stacked) co
 
 size_t LaunchCore::workspaceBytes(int64_t maxBatch) const {
     int64_t const multiprocessors = mLoaded ? mLoaded->device.multiprocessors : currentDevice().multiprocessors;
-    return planWorkspace(maxBatch, tokens(), segmentDim(), tileTokens(), multiprocessors, elementBytes()).bytes;
+    return planWorkspace(maxBatch, tokens(), segmentDim(), tileTokens(), multiprocessors, elementBytes(), packed()).bytes;
 }
 
 LoadedKernel LaunchCore::loadOne(std::string_view kernel, uint32_t arch) const {
@@ -88,10 +88,10 @@ void LaunchCore::enqueue(int64_t batch, void const* const* inputs, void* output,
     }
     int64_t const multiprocessors = mLoaded->device.multiprocessors;
     Geometry const geometry = planGeometry(batch, tokens(), segmentDim(), tileTokens(), multiprocessors);
-    Workspace const regions = planWorkspace(batch, tokens(), segmentDim(), tileTokens(), multiprocessors, elementBytes());
+    Workspace const regions = planWorkspace(batch, tokens(), segmentDim(), tileTokens(), multiprocessors, elementBytes(), packed());
     auto const region = [&](size_t offset) { return static_cast<void*>(static_cast<char*>(workspace) + offset); };
-    void* vectors = region(regions.vectors);
-    void* matrices = region(regions.matrices);
+    void* vectors = packed() ? const_cast<void*>(inputs[1]) : region(regions.vectors);
+    void* matrices = packed() ? const_cast<void*>(inputs[2]) : region(regions.matrices);
     void* scratch = region(regions.scratch);
     void* partials = region(regions.partials);
     void const* qkv = inputs[0];
@@ -104,14 +104,16 @@ void LaunchCore::enqueue(int64_t batch, void const* const* inputs, void* output,
     void* none = nullptr;
 
     // cuLaunchKernel wants the address of every argument
-    std::array<void*, kPackArguments> pack{};
-    for (int64_t i = 1; i < kInputs; ++i) {
-        pack[i - 1] = const_cast<void const**>(&inputs[i]);
+    if (!packed()) {
+        std::array<void*, kPackArguments> pack{};
+        for (int64_t i = 1; i < kInputs; ++i) {
+            pack[i - 1] = const_cast<void const**>(&inputs[i]);
+        }
+        pack[19] = &vectors;
+        pack[20] = &matrices;
+        pack[21] = pack[22] = &none;
+        mLoaded->pack.launch(kVectorRows + kMatrixCount, 1, 1, stream, pack.data());
     }
-    pack[19] = &vectors;
-    pack[20] = &matrices;
-    pack[21] = pack[22] = &none;
-    mLoaded->pack.launch(kVectorRows + kMatrixCount, 1, 1, stream, pack.data());
 
     std::array<void*, kAggregateArguments> aggregate = {
         &qkv, &vectors, &matrices, &height, &width, &tilesPerSplit, &scratch, &partials, &local, &none, &none};

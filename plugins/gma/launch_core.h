@@ -20,6 +20,8 @@ struct Attributes {
     float scale = 0.0F;
     float epsilon = 0.0F;
     int32_t segmentDim = 0;
+    // 1 where inputs 1 and 2 are `vectors` [251, P] FP32 and `matrices` [6, P, P] instead of the 19 weights
+    int32_t packed = 0;
 };
 
 class LaunchCore {
@@ -32,6 +34,8 @@ public:
     ElementType type() const { return mArchive->images().front().type; }
     int64_t tokens() const { return int64_t{mAttributes.height} * mAttributes.width; }
     int64_t segmentDim() const { return mAttributes.segmentDim; }
+    bool packed() const { return mAttributes.packed != 0; }
+    int64_t inputs() const { return packed() ? kPackedInputs : kInputs; }
 
     // Throws Problem: qkv [batch, tokens, stacked] or the number of inputs does not fit the attributes.
     void checkInputs(int64_t inputs, int64_t tokens, int64_t stacked) const;
@@ -43,8 +47,8 @@ public:
     void load();
     bool loaded() const { return mLoaded != nullptr; }
 
-    // Three launches on the stream, nothing else: no allocation, no synchronisation, so that a CUDA graph can capture it.
-    // inputs: 20 device pointers in the operator's order; output [batch, N, C]; workspace of workspaceBytes. Throws Problem.
+    // Two launches on the stream (three where the weights are not packed), nothing else: no allocation, no synchronisation, so that
+    // a CUDA graph can capture it. inputs: device pointers in the operator's order; output [batch, N, C]; workspace of workspaceBytes. Throws Problem.
     void enqueue(int64_t batch, void const* const* inputs, void* output, void* workspace, CUstream stream) const;
 
 private:

@@ -21,6 +21,7 @@ constexpr Field kFields[] = {
     {"segment_dim", nvinfer1::PluginFieldType::kINT32},
     {"stacked_dim", nvinfer1::PluginFieldType::kINT32},
     {"three_head_dim", nvinfer1::PluginFieldType::kINT32},
+    {"packed", nvinfer1::PluginFieldType::kINT32},
     {"kernels", nvinfer1::PluginFieldType::kCHAR},
 };
 
@@ -79,6 +80,8 @@ LaunchCore coreOf(nvinfer1::PluginFieldCollection const& fields) {
             attributes.width = numberOf<int32_t>(field);
         } else if (name == "segment_dim") {
             attributes.segmentDim = numberOf<int32_t>(field);
+        } else if (name == "packed") {
+            attributes.packed = numberOf<int32_t>(field);
         } else if (name == "scale") {
             attributes.scale = numberOf<float>(field);
         } else if (name == "epsilon") {

@@ -48,8 +48,11 @@ inline nvinfer1::DataType dataTypeOf(ElementType type) {
     }
 }
 
-inline bool supports(LaunchCore const& core, nvinfer1::PluginTensorDesc const& tensor) {
-    return tensor.format == nvinfer1::TensorFormat::kLINEAR && tensor.type == dataTypeOf(core.type());
+// Tensor number `position` among inputs and outputs; of packed weights, `vectors` is FP32 whatever the kernels' type.
+inline bool supports(LaunchCore const& core, int32_t position, nvinfer1::PluginTensorDesc const& tensor) {
+    bool const isVectors = core.packed() && position == 1;
+    nvinfer1::DataType const wanted = isVectors ? nvinfer1::DataType::kFLOAT : dataTypeOf(core.type());
+    return tensor.format == nvinfer1::TensorFormat::kLINEAR && tensor.type == wanted;
 }
 
 } // namespace gmf_edge

@@ -109,6 +109,13 @@ def test_nodes_carry_their_own_kernels_in_the_library_form(node_table: KernelTab
         assert record[0].rstrip(b"\0").decode() == kernel
         assert archive[offset : offset + size] == table.read_cubin(image)
         assert record[-1].hex() == image.sha256
+    # two tensors in place of 19, unless they are to be refitted
+    assert list(attached.graph.node[0].input) == ["qkv", "mixed/vectors", "mixed/matrices"]
+    assert {tensor.name for tensor in attached.graph.initializer} == {"mixed/vectors", "mixed/matrices"}
+    assert given["packed"] == 1
+    refittable = attach_kernels(plugin_model(80, 7, 7), table, pack=False)
+    assert list(refittable.graph.node[0].input) == list(op.INPUT_NAMES)
+    assert len(refittable.graph.initializer) == 19
     # attaching again replaces
     assert attach_kernels(attached, table) == attached
     with pytest.raises(KernelError, match="no kernel pack_weights for sm_87, S=8"):

@@ -81,7 +81,8 @@ private:
 constexpr int32_t kS = 16, kH = 14, kW = 10, kN = kH * kW, kC = 5 * kS;
 
 struct Node {
-    int32_t height = kH, width = kW, segmentDim = kS;
+    int32_t height = kH, width = kW, segmentDim = kS, packed = 0;
+    int32_t inputs() const { return packed != 0 ? 3 : 20; }
     float scale = 0.31622776F, epsilon = 1e-5F; // (80 / 8)^-0.5
     std::string kernels;
     std::vector<PluginField> fields;
@@ -90,7 +91,7 @@ struct Node {
     PluginFieldCollection const* asFields() {
         fields = {{"height", &height, PluginFieldType::kINT32, 1}, {"width", &width, PluginFieldType::kINT32, 1},
             {"scale", &scale, PluginFieldType::kFLOAT32, 1}, {"epsilon", &epsilon, PluginFieldType::kFLOAT32, 1},
-            {"segment_dim", &segmentDim, PluginFieldType::kINT32, 1},
+            {"segment_dim", &segmentDim, PluginFieldType::kINT32, 1}, {"packed", &packed, PluginFieldType::kINT32, 1},
             {"kernels", kernels.data(), PluginFieldType::kCHAR, static_cast<int32_t>(kernels.size())}};
         collection = {static_cast<int32_t>(fields.size()), fields.data()};
         return &collection;
@@ -131,22 +132,28 @@ struct Memory {
     std::vector<void const*> inputs;
 };
 
-// The three launches of one enqueue, as the kernels' signatures want them.
-void checkLaunches(mock::State& gpu, Memory& memory, int32_t batch, cudaStream_t stream) {
-    CHECK(gpu.launches.size() == 3);
+// The launches of one enqueue, as the kernels' signatures want them; packed weights need no pack_weights.
+void checkLaunches(mock::State& gpu, Memory& memory, int32_t batch, cudaStream_t stream, bool packed) {
+    CHECK(gpu.launches.size() == (packed ? 2 : 3));
     auto const geometry = gmf_edge::planGeometry(batch, kN, kS, 64, gpu.multiprocessors);
-    mock::Launch const& pack = gpu.launches[0];
-    mock::Launch const& aggregate = gpu.launches[1];
-    mock::Launch const& attend = gpu.launches[2];
+    mock::Launch const& pack = gpu.launches.front();
+    mock::Launch const& aggregate = gpu.launches[gpu.launches.size() - 2];
+    mock::Launch const& attend = gpu.launches.back();
     for (mock::Launch const& launch : gpu.launches) {
         CHECK(launch.stream == stream);
         CHECK(launch.threads == 128);
         CHECK(launch.pointers.back() == nullptr);
         CHECK(launch.pointers[launch.pointers.size() - 2] == nullptr);
     }
-    CHECK(pack.entry == "pack_weights" && pack.grid[0] == 257 && pack.grid[1] == 1 && pack.grid[2] == 1);
-    for (size_t i = 0; i < 19; ++i) {
-        CHECK(pack.pointers[i] == memory.inputs[i + 1]);
+    if (packed) {
+        CHECK(aggregate.pointers[1] == memory.inputs[1] && aggregate.pointers[2] == memory.inputs[2]);
+    } else {
+        CHECK(pack.entry == "pack_weights" && pack.grid[0] == 257 && pack.grid[1] == 1 && pack.grid[2] == 1);
+        for (size_t i = 0; i < 19; ++i) {
+            CHECK(pack.pointers[i] == memory.inputs[i + 1]);
+        }
+        // both of the others read what pack wrote
+        CHECK(aggregate.pointers[1] == pack.pointers[19] && aggregate.pointers[2] == pack.pointers[20]);
     }
     CHECK(aggregate.entry == "aggregate" && aggregate.grid[0] == static_cast<uint32_t>(geometry.splits));
     CHECK(aggregate.grid[1] == 5 && aggregate.grid[2] == static_cast<uint32_t>(batch));
@@ -157,12 +164,11 @@ void checkLaunches(mock::State& gpu, Memory& memory, int32_t batch, cudaStream_t
     for (char const byte : memory.output) {
         CHECK(byte == 5 || byte == 6);
     }
-    // both read what pack wrote, and attend what aggregate wrote
-    CHECK(aggregate.pointers[1] == pack.pointers[19] && aggregate.pointers[2] == pack.pointers[20]);
+    // attend reads what aggregate wrote
     CHECK(std::equal(attend.pointers.begin(), attend.pointers.begin() + 6, aggregate.pointers.begin()));
     CHECK((aggregate.integers == std::vector<int32_t>{kH, kW, static_cast<int32_t>(geometry.tilesPerSplit)}));
     CHECK((attend.integers == std::vector<int32_t>{kH, kW, static_cast<int32_t>(geometry.splits)}));
-    for (size_t i = 1; i < 5; ++i) {
+    for (size_t i = packed ? 3 : 1; i < 5; ++i) {
         auto const offset = static_cast<char*>(aggregate.pointers[i]) - memory.workspace.data();
         CHECK(offset >= 0 && offset % 256 == 0 && static_cast<size_t>(offset) < memory.workspace.size());
     }
@@ -172,15 +178,21 @@ void checkLaunches(mock::State& gpu, Memory& memory, int32_t batch, cudaStream_t
 void testV2(IPluginCreator& creator, mock::State& gpu, Node node) {
     CHECK(std::string(creator.getPluginName()) == "GmfGroupMixAttention" && std::string(creator.getPluginVersion()) == "1");
     CHECK(std::string(creator.getPluginNamespace()).empty());
-    CHECK(creator.getFieldNames()->nbFields == 8);
+    CHECK(creator.getFieldNames()->nbFields == 9);
     auto* plugin = static_cast<IPluginV2DynamicExt*>(creator.createPlugin("node", node.asFields()));
     CHECK(plugin != nullptr);
 
+    int32_t const inputs = node.inputs();
     std::vector<PluginTensorDesc> tensors(21, tensor(2));
-    CHECK(plugin->supportsFormatCombination(0, tensors.data(), 20, 1) && plugin->supportsFormatCombination(20, tensors.data(), 20, 1));
-    tensors[3] = tensor(2, DataType::kFLOAT);
-    tensors[4] = tensor(2, DataType::kHALF, TensorFormat::kCHW4);
-    CHECK(!plugin->supportsFormatCombination(3, tensors.data(), 20, 1) && !plugin->supportsFormatCombination(4, tensors.data(), 20, 1));
+    CHECK(plugin->supportsFormatCombination(0, tensors.data(), inputs, 1));
+    CHECK(plugin->supportsFormatCombination(inputs, tensors.data(), inputs, 1));
+    // FP16 all of it, but for the vectors of packed weights
+    CHECK(plugin->supportsFormatCombination(1, tensors.data(), inputs, 1) == (node.packed == 0));
+    tensors[1] = tensors[2] = tensor(2, DataType::kFLOAT);
+    tensors[3] = tensor(2, DataType::kHALF, TensorFormat::kCHW4);
+    CHECK(plugin->supportsFormatCombination(1, tensors.data(), inputs, 1) == (node.packed != 0));
+    CHECK(!plugin->supportsFormatCombination(2, tensors.data(), inputs, 1));
+    CHECK(!plugin->supportsFormatCombination(3, tensors.data(), inputs, 1));
 
     Builder builder;
     DimsExprs qkv{};
@@ -192,7 +204,7 @@ void testV2(IPluginCreator& creator, mock::State& gpu, Node node) {
     CHECK(out.nbDims == 3 && out.d[0] == qkv.d[0] && out.d[1] == qkv.d[1] && out.d[2]->getConstantValue() == kC);
 
     std::vector<DynamicPluginTensorDesc> range(21, dynamicTensor(8));
-    plugin->configurePlugin(range.data(), 20, range.data() + 20, 1);
+    plugin->configurePlugin(range.data(), inputs, range.data() + inputs, 1);
     CHECK(theLog.text.empty());
 
     tensors.assign(21, tensor(8));
@@ -214,7 +226,7 @@ void testV2(IPluginCreator& creator, mock::State& gpu, Node node) {
         void* outputs[] = {memory.output.data()};
         tensors.assign(21, tensor(batch));
         CHECK(plugin->enqueue(tensors.data(), tensors.data() + 20, memory.inputs.data(), outputs, memory.workspace.data(), stream) == 0);
-        checkLaunches(gpu, memory, batch, stream);
+        checkLaunches(gpu, memory, batch, stream, node.packed != 0);
     }
 
     // a clone shares the kernels; a plugin read back from an engine finds the same modules by their digests
@@ -230,7 +242,7 @@ void testV2(IPluginCreator& creator, mock::State& gpu, Node node) {
         void* outputs[] = {memory.output.data()};
         tensors.assign(21, tensor(3));
         CHECK(other->enqueue(tensors.data(), tensors.data() + 20, memory.inputs.data(), outputs, memory.workspace.data(), stream) == 0);
-        checkLaunches(gpu, memory, 3, stream);
+        checkLaunches(gpu, memory, 3, stream, node.packed != 0);
         CHECK(gpu.modulesAlive == 3);
         other->destroy();
     }
@@ -253,11 +265,13 @@ void testV3(IPluginCreatorV3One& creator, mock::State& gpu, Node node) {
     CHECK(build->getNbOutputs() == 1);
 
     std::vector<DynamicPluginTensorDesc> range(21, dynamicTensor(8));
-    CHECK(build->supportsFormatCombination(20, range.data(), 20, 1));
-    range[7].desc.type = DataType::kFLOAT;
-    CHECK(!build->supportsFormatCombination(7, range.data(), 20, 1));
-    range[7].desc.type = DataType::kHALF;
-    CHECK(build->configurePlugin(range.data(), 20, range.data() + 20, 1) == 0);
+    int32_t const count = node.inputs();
+    CHECK(build->supportsFormatCombination(count, range.data(), count, 1));
+    CHECK(build->supportsFormatCombination(1, range.data(), count, 1) == (node.packed == 0));
+    range[2].desc.type = DataType::kFLOAT;
+    CHECK(!build->supportsFormatCombination(2, range.data(), count, 1));
+    range[2].desc.type = DataType::kHALF;
+    CHECK(build->configurePlugin(range.data(), count, range.data() + count, 1) == 0);
     CHECK(build->configurePlugin(range.data(), 19, range.data() + 19, 1) != 0 && theLog.holds("19 inputs"));
     theLog.text.clear();
     DataType const inputTypes[] = {DataType::kHALF};
@@ -276,7 +290,7 @@ void testV3(IPluginCreatorV3One& creator, mock::State& gpu, Node node) {
 
     auto* runtime = static_cast<IPluginV3OneRuntime*>(plugin->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
     PluginFieldCollection const* kept = runtime->getFieldsToSerialize();
-    CHECK(kept != nullptr && kept->nbFields == 6);
+    CHECK(kept != nullptr && kept->nbFields == 7);
     std::unique_ptr<IPluginV3> read(creator.createPlugin("node", kept, TensorRTPhase::kRUNTIME));
     CHECK(read != nullptr);
     plugin.reset();
@@ -292,16 +306,16 @@ void testV3(IPluginCreatorV3One& creator, mock::State& gpu, Node node) {
             Memory memory(batch, bytes);
             void* outputs[] = {memory.output.data()};
             std::vector<PluginTensorDesc> tensors(21, tensor(batch));
-            CHECK(running->onShapeChange(tensors.data(), 20, tensors.data() + 20, 1) == 0);
+            CHECK(running->onShapeChange(tensors.data(), count, tensors.data() + count, 1) == 0);
             CHECK(running->enqueue(tensors.data(), tensors.data() + 20, memory.inputs.data(), outputs, memory.workspace.data(), stream) == 0);
-            checkLaunches(gpu, memory, batch, stream);
+            checkLaunches(gpu, memory, batch, stream, node.packed != 0);
         }
     }
     {
         std::vector<PluginTensorDesc> tensors(21, tensor(1));
         tensors[0].dims.d[1] = kN + 1;
         auto* running = static_cast<IPluginV3OneRuntime*>(first->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
-        CHECK(running->onShapeChange(tensors.data(), 20, tensors.data() + 20, 1) != 0 && theLog.holds("141 tokens"));
+        CHECK(running->onShapeChange(tensors.data(), count, tensors.data() + count, 1) != 0 && theLog.holds("141 tokens"));
         theLog.text.clear();
     }
     first.reset();
@@ -391,7 +405,7 @@ int printGeometry() {
     int64_t batch = 0, tokens = 0, segment = 0, tile = 0, processors = 0;
     while (std::cin >> batch >> tokens >> segment >> tile >> processors) {
         auto const g = gmf_edge::planGeometry(batch, tokens, segment, tile, processors);
-        auto const w = gmf_edge::planWorkspace(batch, tokens, segment, tile, processors, 2);
+        auto const w = gmf_edge::planWorkspace(batch, tokens, segment, tile, processors, 2, false);
         std::cout << g.splits << ' ' << g.tilesPerSplit << ' ' << gmf_edge::paddedDim(segment) << ' '
                   << gmf_edge::Geometry::partialFloats(segment) << ' ' << gmf_edge::kVectorRows << ' ' << gmf_edge::kMatrixCount << ' '
                   << w.bytes - w.partials << '\n';
@@ -432,7 +446,10 @@ int main(int argc, char** argv) {
     int32_t count = 0;
     IPluginCreator* const* creators = symbol<IPluginCreator* const*(int32_t&)>(library, "getPluginCreators")(count);
     CHECK(count == 1);
+    Node packed = node;
+    packed.packed = 1;
     testV2(*creators[0], gpu, node);
+    testV2(*creators[0], gpu, packed);
     testRefusals(*creators[0], gpu, node);
 #if NV_TENSORRT_MAJOR >= 10
     theLog.text.clear();
@@ -442,6 +459,7 @@ int main(int argc, char** argv) {
     IPluginCreatorInterface* const* newer = symbol<IPluginCreatorInterface* const*(int32_t&)>(library, "getCreators")(count);
     CHECK(count == 1);
     testV3(*static_cast<IPluginCreatorV3One*>(newer[0]), gpu, node);
+    testV3(*static_cast<IPluginCreatorV3One*>(newer[0]), gpu, packed);
 #endif
     std::printf("TensorRT %d.%d: passed\n", NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR);
     return 0;
