@@ -35,6 +35,8 @@ from gmf_edge.errors import EngineError, EnvironmentProblem, GmfEdgeError, Stale
 
 ENGINE_FILE = "engine.plan"
 PROFILED_RUNS = 10
+# the first that was seen to work with 11 (0.49.9 uses what 11 has removed)
+POLYGRAPHY_FOR_11 = (0, 49, 26)
 
 
 class TensorRTBackend:
@@ -47,7 +49,6 @@ class TensorRTBackend:
         try:
             Device.here()
             TensorRTVersion.here()
-            _require_polygraphy()
         except GmfEdgeError as error:
             return str(error)
         except Exception as error:  # a broken installation may fail in any way while it is imported
@@ -66,7 +67,7 @@ class TensorRTBackend:
         # CUDA first: TensorRT 8.6 crashes the process where there is no driver
         device = Device.here()
         version = TensorRTVersion.here()
-        _require_polygraphy()
+        require_polygraphy(version)
         options = TensorRTOptions.of(request.options)
         options.check(version, request.profile)
         form, graph, notes = choose_graph(request, version, options)
@@ -94,6 +95,7 @@ class TensorRTBackend:
         shares = prove_precision(inspected, request.precision, options.max_fp32_share, times_ms)
         notes = (*notes, *built.notes, *_opaque_note(shares))
 
+        library = None if options.plugin_library is None else str(Path(options.plugin_library).resolve())
         engine_path = out / ENGINE_FILE
         write_atomically(engine_path, built.content)
         sidecar = Sidecar(
@@ -109,7 +111,7 @@ class TensorRTBackend:
             precision=request.precision.value,
             profile=(request.profile.min, request.profile.opt, request.profile.max),
             image_size=request.image_size,
-            options={**asdict(options), "workspace_mib": built.workspace_mib},
+            options={**asdict(options), "workspace_mib": built.workspace_mib, "plugin_library": library},
             version_compatible=options.version_compatible,
             hardware_compatibility=options.hardware_compatibility,
             stripped=options.strip,
@@ -156,7 +158,7 @@ def open_engine(path: Path, sidecar: Sidecar, options: TensorRTOptions, refit_fr
     if sidecar.stripped and (refit_from is None or not refit_from.is_file()):
         raise EngineError(f"{path.name} has no weights of its own and {sidecar.graph_file} is missing", "keep the bundle beside it")
     log = BuildLog()
-    runtime, engine = deserialize(path.read_bytes(), version, built_with, log, refit_from)
+    runtime, engine = deserialize(path.read_bytes(), version, built_with, log, refit_from if sidecar.stripped else None)
     facts = EngineFacts(
         backend=TensorRTBackend.name,
         version=version.text,
@@ -279,11 +281,23 @@ def trtexec_files(inspector_json: str, times_ms: dict[str, float], runs: int) ->
     return json.dumps(json.loads(inspector_json), indent=1), json.dumps(profile, indent=1)
 
 
-def _require_polygraphy() -> None:
+def require_polygraphy(version: TensorRTVersion) -> None:
+    """Polygraphy is needed to build an engine, not to run one.
+
+    Raises:
+        EnvironmentProblem: it is not installed, or too old for this TensorRT.
+    """
     try:
-        import polygraphy.backend.trt  # noqa: F401
+        import polygraphy
+        import polygraphy.backend.trt
     except ImportError as error:
         raise EnvironmentProblem(f"Polygraphy cannot be imported: {error}", "pip install polygraphy") from error
+    have = tuple(int(part) for part in re.findall(r"\d+", str(polygraphy.__version__))[:3])
+    if version.numbers >= (11, 0) and have < POLYGRAPHY_FOR_11:
+        wanted = ".".join(map(str, POLYGRAPHY_FOR_11))
+        raise EnvironmentProblem(
+            f"Polygraphy {polygraphy.__version__} does not know TensorRT {version.text}", f"pip install 'polygraphy>={wanted}'"
+        )
 
 
 def _require_plugins(sidecar: Sidecar, options: TensorRTOptions, version: TensorRTVersion) -> None:

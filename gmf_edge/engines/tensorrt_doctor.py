@@ -10,6 +10,7 @@ import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
 
+from gmf_edge.engines.tensorrt import require_polygraphy
 from gmf_edge.engines.tensorrt_build import PLUGIN_OP, load_plugin_library, registered_plugins
 from gmf_edge.engines.tensorrt_cuda import Device, driver_version, free_memory_mib
 from gmf_edge.engines.tensorrt_versions import TensorRTVersion
@@ -58,7 +59,7 @@ def diagnose(plugin_library: str | None = None) -> tuple[Finding, ...]:
         lacks = "; ".join(version.missing)
         findings.append(Finding("TensorRT", OK, f"{version.text}, target {version.target.name}" + (f" ({lacks})" if lacks else "")))
         findings.append(_bindings_match(version))
-    findings.append(_polygraphy())
+    findings.append(_polygraphy(version))
     if version is not None:
         findings.append(_plugin(plugin_library, version))
     return tuple(finding for finding in findings if finding is not None)
@@ -99,11 +100,17 @@ def _cuda_python() -> Finding:
     return Finding("cuda-python", MISSING, "not installed", "pip install cuda-bindings")
 
 
-def _polygraphy() -> Finding:
+def _polygraphy(version: TensorRTVersion | None) -> Finding:
     try:
-        return Finding("Polygraphy", OK, importlib.metadata.version("polygraphy"))
+        have = importlib.metadata.version("polygraphy")
     except importlib.metadata.PackageNotFoundError:
         return Finding("Polygraphy", MISSING, "not installed, needed to build engines (not to run them)", "pip install polygraphy")
+    if version is not None:
+        try:
+            require_polygraphy(version)
+        except GmfEdgeError as error:
+            return Finding("Polygraphy", MISSING, error.problem, error.remedy)
+    return Finding("Polygraphy", OK, have)
 
 
 def _bindings_match(version: TensorRTVersion) -> Finding | None:

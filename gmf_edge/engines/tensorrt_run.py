@@ -72,11 +72,25 @@ def deserialize(
     engine = runtime.deserialize_cuda_engine(content)
     if engine is None:
         raise EngineError(f"TensorRT {version.text} does not take the engine: {log.last_errors}", REBUILD)
-    if version.has_strip_plan and refit_from is not None:
-        refitter = trt.Refitter(engine, log.logger)
-        if not trt.OnnxParserRefitter(refitter, log.logger).refit_from_file(str(refit_from)) or not refitter.refit_cuda_engine():
-            raise EngineError(f"the weights of {refit_from.name} do not fit the stripped engine: {log.last_errors}", REBUILD)
+    if refit_from is not None:
+        refit(engine, version, refit_from, log)
     return runtime, engine
+
+
+def refit(engine: trt.ICudaEngine, version: TensorRTVersion, graph: Path, log: BuildLog) -> None:
+    """Exchange an engine's weights for those of an ONNX file of the same architecture; it must have been built stripped or refittable.
+
+    Raises:
+        EngineError: this TensorRT cannot do it from an ONNX file, or the weights do not fit.
+    """
+    if version.has_strip_plan:
+        import tensorrt as trt
+
+        refitter = trt.Refitter(engine, log.logger)
+        if not trt.OnnxParserRefitter(refitter, log.logger).refit_from_file(str(graph)) or not refitter.refit_cuda_engine():
+            raise EngineError(f"the weights of {graph.name} do not fit the engine: {log.last_errors}", REBUILD)
+    else:
+        raise EngineError(f"TensorRT {version.text} cannot refit from an ONNX file", REBUILD)
 
 
 def read_profile(engine: trt.ICudaEngine) -> BatchProfile:
@@ -189,12 +203,16 @@ class Lane:
         if self.use_graphs and batch not in self.graphs and len(self.graphs) < MOST_GRAPHS:
             self._capture(batch)
 
-    def close(self) -> None:
-        """Release everything; contexts after the graphs that were captured from them."""
+    def forget_graphs(self) -> None:
+        """Release the captured graphs; the next inference of each batch size captures again."""
         self.stream.synchronize()
         for _, graph in self.graphs.values():
             graph.close()
         self.graphs.clear()
+
+    def close(self) -> None:
+        """Release everything; contexts after the graphs that were captured from them."""
+        self.forget_graphs()
         for event in self.events:
             event.close()
         for pinned in (self.host_images, self.host_logits):
@@ -396,6 +414,16 @@ class TensorRTEngine:
             "buffers": buffers / 2**20,
             "streams": float(len(self._lanes)),
         }
+
+    def refit_from(self, graph: Path) -> None:
+        """Exchange the weights, without a build, for those of an ONNX file of the same architecture (an engine built with refit).
+
+        Raises:
+            EngineError: as refit.
+        """
+        for lane in self._lanes:
+            lane.forget_graphs()
+        refit(self._engine, TensorRTVersion.here(), graph, self._log)
 
     def inspector_json(self) -> str:
         """The engine inspector's answer for the opt batch size."""

@@ -6,6 +6,7 @@ tested is every call, its arguments, buffers, graphs and errors; not TensorRT's 
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,50 @@ def test_a_stripped_engine_gets_its_weights_back(make: MakeMachine, version: str
     (machine.request.graphs.folder / "portable-20.onnx").unlink()
     with pytest.raises(EngineError, match="no weights of its own"):
         machine.open(files)
+
+
+@every_version
+def test_an_engine_is_refitted_without_a_build(make: MakeMachine, version: str) -> None:
+    machine = make(version)
+    files = machine.build(options={"refit": True})
+    graph = machine.request.graphs.folder / machine.sidecar["graph_file"]
+    with machine.open(files) as engine:
+        engine.infer(images(2))
+        if version.startswith("8."):
+            with pytest.raises(EngineError, match="cannot refit from an ONNX file"):
+                engine.refit_from(graph)
+            return
+        engine.refit_from(graph)
+        assert machine.calls("OnnxParserRefitter.refit_from_file") == [(str(graph),)]
+        assert machine.calls("Refitter.refit_cuda_engine") == [()]
+        captured = machine.cuda.log.count("capture")
+        np.testing.assert_allclose(engine.infer(images(2)), expected(images(2)), rtol=1e-6, atol=1e-6)
+        assert machine.cuda.log.count("capture") == captured + 1, "a graph captured before the refit was replayed"
+
+
+def test_weights_that_do_not_fit_are_refused(make: MakeMachine) -> None:
+    machine = make("10.3.0")
+    files = machine.build(options={"refit": True})
+    machine.trt.behaviours["OnnxParserRefitter.refit_from_file"] = lambda owner, model: False
+    with machine.open(files) as engine, pytest.raises(EngineError, match="weights of other"):
+        engine.refit_from(Path("other.onnx"))
+
+
+def test_an_old_polygraphy_is_told_apart_from_none(make: MakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = make("11.4.0.106")
+    import polygraphy
+
+    monkeypatch.setattr(polygraphy, "__version__", "0.49.9")
+    with pytest.raises(
+        EnvironmentProblem, match=r"Polygraphy 0\.49\.9 does not know TensorRT 11\.4.*pip install 'polygraphy>=0\.49\.26'"
+    ):
+        machine.build()
+    assert {finding.subject: finding.state for finding in diagnose()}["Polygraphy"] == MISSING
+    # an engine that is there runs without it
+    assert TensorRTBackend().missing() is None
+    monkeypatch.setitem(sys.modules, "polygraphy", None)
+    with pytest.raises(EnvironmentProblem, match="Polygraphy cannot be imported"):
+        machine.build()
 
 
 @every_version
@@ -413,7 +458,8 @@ def test_inspect_tells_layers_precisions_and_memory(make: MakeMachine, version: 
     machine = make(version)
     machine.build()
     told = inspect_engine(machine.out / "engine.plan")
-    assert told["opened"] is True
+    assert told["opened"] is True, told["why_not_opened"]
+    assert not machine.calls("Refitter.refit_cuda_engine"), "an engine with weights was refitted"
     assert [layer["precision"] for layer in told["layers"]] == ["fp32", "fp16", "fp32"]
     assert told["layers"][1]["time_ms"] == pytest.approx(2.0)
     assert told["weights"] == 1080
