@@ -24,7 +24,9 @@ class PooledHead(RewriteRuleClassBase):
         pooled = op.ReduceMean(normed, axes, _outputs=["pooled"])
         return op.Gemm(pooled, weight, bias, transB=1, _outputs=["logits"])
 
-    def check(self, context: Any, pooled: onnx_ir.Value, axes: onnx_ir.Value, **values: onnx_ir.Value) -> MatchResult:
+    def check(
+        self, context: Any, pooled: onnx_ir.Value, axes: onnx_ir.Value, logits: onnx_ir.Value, **values: onnx_ir.Value
+    ) -> MatchResult:
         result = MatchResult()
         reduced = constant_of(axes)
         if reduced is None or sorted(int(a) % 4 for a in reduced.reshape(-1)) != [2, 3]:
@@ -32,6 +34,9 @@ class PooledHead(RewriteRuleClassBase):
         node = pooled.producer()
         if node is None or attribute_of(node, "keepdims", 1) != 0:
             return result.fail("the mean keeps its axes", pooled)
+        gemm = logits.producer()
+        if gemm is None or attribute_of(gemm, "alpha", 1.0) != 1.0 or attribute_of(gemm, "beta", 1.0) != 1.0:
+            return result.fail("the classifier scales its product or its bias", logits)
         for name in ("gain", "shift", "mean", "variance", "weight", "bias"):
             if constant_of(values[name]) is None:
                 return result.fail(f"{name} is not constant", values[name])
