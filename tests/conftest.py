@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -19,6 +20,9 @@ import pytest
 
 import gmf_edge
 from gmf_edge.artifact import cache_root
+
+# graph_tools.py is imported by name
+sys.path.append(str(Path(__file__).parent))
 
 TEST_SET = Path(gmf_edge.__file__).parent / "assets" / "pico-digits-test.zip"
 # pixels and classes of the second model: sides that differ, an odd class count

@@ -163,9 +163,9 @@ def lines_with(pattern: str) -> list[str]:
 
 
 def test_no_committed_file_names_a_package_index() -> None:
-    assert lines_with(r"index[-_]url|find-links|pypi\.|pythonhosted|artifactory|devpi|https?://[^\s/]+/simple\b") == [
-        line for line in lines_with(r"index[-_]url") if line.startswith("tests/test_architecture.py:")
-    ]
+    # written in two halves, so that this line does not find itself
+    words = ("index[-_]url", "find-links", "py" r"pi\.", "pythonhosted", "artifactory", "devpi", r"https?://[^\s/]+/sim" r"ple\b")
+    assert lines_with("|".join(words)) == []
 
 
 def test_no_committed_file_names_a_folder_of_one_machine() -> None:
