@@ -119,8 +119,9 @@ class FakeTensorRT(ModuleType):
 
     def _enum(self, name: str, record: dict[str, Any]) -> Any:
         members = record["members"] or ["NOTHING"]
-        # the real numbers differ between versions: nothing may depend on them
-        return IntEnum(name, {member: (number * 7 + len(self.__version__)) % 31 for number, member in enumerate(members)})
+        # the real numbers differ between versions: nothing may depend on them; 61 is prime and above every count, so none repeats
+        assert len(members) < 61
+        return IntEnum(name, {member: (number * 7 + len(self.__version__)) % 61 for number, member in enumerate(members)})
 
     def _class(self, name: str) -> type:
         return type(name, (Strict,), {"_name": name, "_module": self})
