@@ -1,7 +1,7 @@
 """ONNX graph -> TensorRT engine bytes, on every supported version.
 
     network  = parse_graph(graph, version, log)                  trt.INetworkDefinition
-    pinned   = pin_fp32_islands(network, version, names)         8.6 only: what the graph says must stay FP32, told to the builder
+    pinned   = pin_fp32_islands(network, ...)                   8.6 only: what the graph says must stay FP32, told to the builder
     config   = profile, workspace, timing cache, flags           by Polygraphy's CreateConfig, which knows the versions' spellings
     engine   = EngineBytesFromNetwork(...)                       again with less workspace where the GPU ran out of memory
 
@@ -211,13 +211,14 @@ def parse_graph(graph: Path, version: TensorRTVersion, log: BuildLog) -> tuple[t
 
 
 def pin_fp32_islands(
-    network: trt.INetworkDefinition, version: TensorRTVersion, names: Sequence[str]
+    network: trt.INetworkDefinition, version: TensorRTVersion, precision: Precision, names: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Tell a weakly typed builder which layers stay FP32; (layers pinned, names that matched no layer).
 
-    Pinned is what the graph itself computes in FP32 (between a cast to FP32 and a cast back, and what reads an FP32 input
-    directly), and every layer whose ONNX node is among the names. Left free: layers fed by DequantizeLinear, which TensorRT fuses
-    into INT8 kernels, and shape arithmetic.
+    An FP16 graph says it by its types: pinned is what it computes in FP32, between a cast to FP32 and a cast back, or from an FP32
+    input. An INT8 graph for a weakly typed builder is FP32 with Q/DQ (casts would part them from their GEMM) and says nothing by its
+    types: pinned is a softmax over tokens, through the product that it feeds. In both, every layer whose ONNX node is among the names.
+    Left free: layers fed by DequantizeLinear, which TensorRT fuses into INT8 kernels, and shape arithmetic.
     """
     if not version.has_weak_typing:
         return (), ()
@@ -226,7 +227,8 @@ def pin_fp32_islands(
     types: dict[str, str] = {}
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        types[tensor.name] = "fp32" if tensor.dtype == trt.DataType.FLOAT else _free_or_half(tensor)
+        typed = {trt.DataType.FLOAT: "fp32", trt.DataType.HALF: "fp16"} if precision is Precision.FP16 else {}
+        types[tensor.name] = typed.get(tensor.dtype, "free")
     pinned: list[str] = []
     unmatched = set(names)
     for index in range(network.num_layers):
@@ -245,7 +247,10 @@ def pin_fp32_islands(
             trt.LayerType.QUANTIZE,
             trt.LayerType.DEQUANTIZE,
         )
-        if arithmetic and (kind == "fp32" or named) and outputs and _is_float(outputs[0]):
+        in_island = kind in ("fp32", "softmax") or (
+            layer.type == trt.LayerType.MATRIX_MULTIPLY and "softmax" in _read_types(layer, types)
+        )
+        if arithmetic and (in_island or named) and outputs and _is_float(outputs[0]):
             layer.precision = trt.DataType.FLOAT
             for number in range(layer.num_outputs):
                 layer.set_output_type(number, trt.DataType.FLOAT)
@@ -259,19 +264,16 @@ def _is_float(tensor: trt.ITensor) -> bool:
     return tensor.dtype in (trt.DataType.FLOAT, trt.DataType.HALF)
 
 
-def _free_or_half(tensor: trt.ITensor) -> str:
-    import tensorrt as trt
-
-    return "fp16" if tensor.dtype == trt.DataType.HALF else "free"
-
-
 def _is_node(layer: trt.ILayer, node: str) -> bool:
     """The parser names layers after their ONNX node, sometimes with a suffix, and always writes the node into the metadata."""
     return layer.name == node or f"[ONNX Layer: {node}]" in layer.metadata
 
 
 def _computed_type(layer: trt.ILayer, types: dict[str, str]) -> str:
-    """ "fp32", "fp16" or "free" (neither is asked for): what the graph's own types make of this layer's outputs."""
+    """What the graph makes of this layer's outputs.
+
+    "fp32", "fp16", "free" (neither is asked for), "constant" (asks for nothing), or "softmax" (a softmax, or moved from one).
+    """
     import tensorrt as trt
 
     if layer.type == trt.LayerType.CAST:
@@ -280,19 +282,27 @@ def _computed_type(layer: trt.ILayer, types: dict[str, str]) -> str:
         target = cast("trt.ICastLayer", layer).to_type
         return {trt.DataType.FLOAT: "fp32", trt.DataType.HALF: "fp16"}.get(target, "free")
     if layer.type == trt.LayerType.CONSTANT:
-        # a constant alone asks for nothing: FP32 scales and epsilons stand beside FP16 activations
+        # FP32 scales and epsilons stand beside FP16 activations
         return "constant"
     if layer.type in (trt.LayerType.QUANTIZE, trt.LayerType.DEQUANTIZE, trt.LayerType.SHAPE):
         return "free"
-    read = [
-        types.get(tensor.name, "free")
-        for tensor in (layer.get_input(number) for number in range(layer.num_inputs))
-        if tensor is not None
-    ]
-    for kind in ("fp32", "fp16", "free"):
+    read = _read_types(layer, types)
+    if "fp32" in read:
+        return "fp32"
+    if layer.type == trt.LayerType.SOFTMAX:
+        return "softmax"
+    if "softmax" in read:
+        return "free" if layer.type == trt.LayerType.MATRIX_MULTIPLY else "softmax"
+    for kind in ("fp16", "free"):
         if kind in read:
             return kind
     return "constant" if read else "free"
+
+
+def _read_types(layer: trt.ILayer, types: dict[str, str]) -> list[str]:
+    """The kinds of the layer's inputs; optional inputs that are not given are None in the bindings."""
+    inputs = [layer.get_input(number) for number in range(layer.num_inputs)]
+    return [types.get(tensor.name, "free") for tensor in inputs if tensor is not None]
 
 
 def registered_plugins(version: TensorRTVersion) -> tuple[str, ...]:
@@ -404,7 +414,7 @@ def _build_once(job: BuildJob, workspace_mib: int, log: BuildLog, show: Progress
     pinned: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
     if job.precision is not Precision.FP32:
-        pinned, unmatched = pin_fp32_islands(network, job.version, job.fp32_islands)
+        pinned, unmatched = pin_fp32_islands(network, job.version, job.precision, job.fp32_islands)
     progress = BuildProgress(show)
     if not job.version.has_progress_monitor:
         show(None, f"building the TensorRT engine (TensorRT {job.version.text} does not tell its progress)")

@@ -107,6 +107,30 @@ def test_fp32_islands_are_pinned_and_the_rest_is_free_in_8(make: MakeMachine) ->
     assert any("/gone" in note for note in machine.sidecar["notes"])
 
 
+QDQ = [
+    ("CONVOLUTION", "stem", ["images"], ["f0"], {}),
+    ("SOFTMAX", "over tokens", ["f0"], ["f1"], {}),
+    ("SHUFFLE", "transpose", ["f1"], ["f2"], {}),
+    ("MATRIX_MULTIPLY", "context", ["f2", "f0"], ["f3"], {}),
+    ("MATRIX_MULTIPLY", "attention", ["f0", "f3"], ["f4"], {}),
+    ("CONSTANT", "scale", [], ["c0"], {}),
+    ("QUANTIZE", "q", ["f4", "c0"], ["q0"], {"dtype": "INT8"}),
+    ("DEQUANTIZE", "dq", ["q0", "c0"], ["d0"], {}),
+    ("MATRIX_MULTIPLY", "gemm in int8", ["d0", "d0"], ["d1"], {}),
+    ("NORMALIZATION", "layer norm", ["d1"], ["d2"], {}),
+    ("MATRIX_MULTIPLY", "head", ["d2", "c0"], ["logits"], {"metadata": "[ONNX Layer: /head]"}),
+]
+
+
+def test_an_int8_graph_leaves_all_but_softmax_and_named_islands_to_the_builder_in_8(make: MakeMachine) -> None:
+    """For weak typing it is FP32 with Q/DQ, and the FP16 flag is to make FP16 of what is not INT8."""
+    machine = make("8.6.1", FakeModel(layers=QDQ, precision="Int8"))
+    machine.build(precision=Precision.INT8, fp32_islands=("/head",))
+    pinned = {layer.name for layer in machine.trt.networks[0]._layers if layer._output_types}
+    assert pinned == {"over tokens", "transpose", "context", "head"}
+    assert {"FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"} <= machine.trt.configs[0]._flags
+
+
 def test_nothing_is_pinned_for_fp32(make: MakeMachine) -> None:
     machine = make("8.6.1", FakeModel(layers=ISLAND, precision="Float"))
     machine.build(precision=Precision.FP32)
