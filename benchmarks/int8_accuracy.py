@@ -111,9 +111,14 @@ def main() -> None:
             labels = evaluation.labels
             assert labels is not None, "the evaluation needs class folders"
             reference = logits_of(fused, evaluation, preprocess, folder)
-            print(f"{options.checkpoint.name} at {options.image_size}, {len(evaluation)} evaluation images, FP32 top-1 "
-                  f"{100 * (reference.argmax(1) == labels).mean():.2f} %; {options.images} calibration images, seeds
-                  {options.seeds}; " f"onnxruntime {ort.__version__}, {platform.machine()}\n")  # fmt: skip
+            top1 = 100 * float((reference.argmax(1) == labels).mean())
+            print(
+                f"{options.checkpoint.name} at {options.image_size}: FP32 top-1 {top1:.2f} % on {len(evaluation)} images;", end=" "
+            )
+            print(
+                f"{options.images} calibration images, seeds {options.seeds}; onnxruntime {ort.__version__}, {platform.machine()}"
+            )
+            print()
             drawn = {seed: draw(calibration, options.images, seed) for seed in options.seeds}
             for images in drawn.values():
                 check_images(images)
