@@ -1,0 +1,118 @@
+"""INT8 Linears as Gemm: the same model, the bias inside ONNX Runtime's integer kernel, any batch, and no change where it cannot be."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx
+import onnx_ir
+import pytest
+from int8_helpers import PREPROCESS, portable_session
+
+from gmf_edge.precision.calibrate import draw, observe, ranges_from
+from gmf_edge.precision.int8 import insert_qdq
+from gmf_edge.precision.integer_gemm import linears_as_gemm
+from gmf_edge.precision.ranges import Provenance
+from gmf_edge.precision.recipe import Recipe
+
+LINEARS = 4 * 5
+
+
+@pytest.fixture(scope="module")
+def inputs(digits):
+    return np.concatenate([batch.inputs for batch in draw(digits, 32, 2).batches(PREPROCESS, 16)])
+
+
+@pytest.fixture(scope="module")
+def ranges(fused_path, inputs):
+    statistics = observe(onnx_ir.load(fused_path), lambda: [inputs], images=len(inputs))
+    return ranges_from(statistics, Recipe(), Provenance("", None, "", {}, "mse", 0.0, 0.0, len(inputs), 0))
+
+
+@pytest.fixture
+def lowered(fused, ranges):
+    return insert_qdq(fused, ranges, Recipe())
+
+
+def run(graph, inputs, folder, optimized=None):
+    return portable_session(graph, folder, optimized).run(None, {"images": inputs})[0]
+
+
+def test_every_linear_becomes_an_integer_kernel_with_its_bias_inside(lowered, inputs, tmp_path):
+    gemms, changed = linears_as_gemm(lowered)
+    assert changed == LINEARS
+    run(gemms, inputs[:1], tmp_path, tmp_path / "optimized.onnx")
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert kinds.count("QGemm") == LINEARS
+    assert "MatMulIntegerToFloat" not in kinds
+    assert "DequantizeLinear" not in kinds
+    # two residual additions and one of attention and position a block
+    assert kinds.count("Add") == 3 * 5
+
+
+def test_portable_graph_is_valid_onnx(lowered, inputs, tmp_path):
+    run(linears_as_gemm(lowered)[0], inputs[:1], tmp_path)
+    onnx.checker.check_model(str(tmp_path / "portable.onnx"), full_check=True)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_it_is_as_near_to_fp32_at_every_batch_size(fused, lowered, inputs, tmp_path, batch):
+    """Not code by code: a bias rounded by a hair turns codes that lie between two, as any other order of summation does."""
+    errors = {}
+    exact = run(fused, inputs, tmp_path)
+    for name, graph in {"matmul": lowered, "gemm": linears_as_gemm(lowered)[0]}.items():
+        session = portable_session(graph, tmp_path)
+        parts = [session.run(None, {"images": inputs[start : start + batch]})[0] for start in range(0, len(inputs), batch)]
+        assert np.concatenate(parts).shape == exact.shape
+        errors[name] = float(np.linalg.norm(np.concatenate(parts) - exact) / np.linalg.norm(exact))
+    assert errors["gemm"] <= 1.2 * errors["matmul"]
+    assert errors["gemm"] <= 0.02
+
+
+def test_biases_are_rounded_to_half_a_product(lowered):
+    gemms, _ = linears_as_gemm(lowered)
+    exact = {
+        f"{node.name.removesuffix('/Add')}/MatMul": node.inputs[1].const_value.numpy()
+        for node in lowered.graph
+        if node.op_type == "Add" and node.inputs[1].const_value is not None
+    }
+    checked = 0
+    for node in gemms.graph:
+        if node.op_type == "Gemm" and node.name.endswith("/MatMul/Gemm"):
+            codes, scale, zero = (value.const_value.numpy() for value in node.inputs[2].producer().inputs)
+            assert (codes.dtype, zero.dtype) == (np.int32, np.int32)
+            assert not zero.any()
+            error = np.abs(codes * scale.astype(np.float64) - exact[node.name.removesuffix("/Gemm")])
+            assert (error <= (0.5 + 1e-6 * np.abs(codes)) * scale).all()
+            checked += 1
+    assert checked == LINEARS
+
+
+def test_exceptions_stay_matmuls(fused, ranges, inputs, tmp_path):
+    name = "groupmixformer_backbone.1.gma_stage.0.mlp.fc1/MatMul"
+    gemms, changed = linears_as_gemm(insert_qdq(fused, ranges, Recipe(), exceptions=frozenset({name})))
+    assert changed == LINEARS - 1
+    assert [node.name for node in gemms.graph if node.op_type == "MatMul"] == [name]
+    assert np.isfinite(run(gemms, inputs[:2], tmp_path)).all()
+
+
+def test_float_graph_is_returned_as_it_is(fused):
+    same, changed = linears_as_gemm(fused)
+    assert changed == 0
+    assert [node.op_type for node in same.graph] == [node.op_type for node in fused.graph]
+
+
+def test_bias_beyond_int32_stays_outside(fused, ranges):
+    tiny = {name: dataclasses.replace(found, threshold=1e-9) for name, found in ranges.tensors.items()}
+    lowered = insert_qdq(fused, dataclasses.replace(ranges, tensors=tiny), Recipe())
+    gemms, changed = linears_as_gemm(lowered)
+    assert changed < LINEARS
+    assert sum(node.op_type == "MatMul" for node in gemms.graph) == LINEARS - changed
+
+
+def test_the_graph_given_is_left_as_it_is_and_the_result_is_deterministic(lowered):
+    before = onnx_ir.to_proto(lowered).SerializeToString()
+    first, second = (onnx_ir.to_proto(linears_as_gemm(lowered)[0]).SerializeToString() for _ in range(2))
+    assert first == second
+    assert onnx_ir.to_proto(lowered).SerializeToString() == before
