@@ -24,7 +24,7 @@ from typing import Any
 
 from gmf_edge.artifact import cache_root, write_failure
 from gmf_edge.engines.protocol import EngineFacts, EngineRequest, LayerRecord, Progress, silent
-from gmf_edge.engines.tensorrt_build import PLUGIN_OP, BuildJob, BuildLog, build_engine, load_plugin_library, registered_plugins
+from gmf_edge.engines.tensorrt_build import PLUGIN_OP, BuildJob, BuildLog, build_engine, check_plugin_library, registered_plugins
 from gmf_edge.engines.tensorrt_cuda import Device, free_memory_mib
 from gmf_edge.engines.tensorrt_inspect import prove_precision, read_inspector_json
 from gmf_edge.engines.tensorrt_options import TensorRTOptions
@@ -152,9 +152,13 @@ def open_engine(path: Path, sidecar: Sidecar, options: TensorRTOptions, refit_fr
     device = Device.here()
     version = TensorRTVersion.here()
     sidecar.check(path, device, version)
-    if sidecar.plugins:
-        _require_plugins(sidecar, options, version)
-    built_with = TensorRTOptions.of({"version_compatible": sidecar.version_compatible, "dla_core": sidecar.options.get("dla_core")})
+    built_with = TensorRTOptions.of(
+        {
+            "version_compatible": sidecar.version_compatible,
+            "dla_core": sidecar.options.get("dla_core"),
+            "plugin_library": _plugin_library(sidecar, options, version),
+        }
+    )
     if sidecar.stripped and (refit_from is None or not refit_from.is_file()):
         raise EngineError(f"{path.name} has no weights of its own and {sidecar.graph_file} is missing", "keep the bundle beside it")
     log = BuildLog()
@@ -189,7 +193,7 @@ def choose_graph(request: EngineRequest, version: TensorRTVersion, options: Tens
                 f"a plugin library was given, but the bundle has no plugin graph of opset {opset}",
                 "leave the library out, or export again",
             )
-        load_plugin_library(options.plugin_library, version)
+        check_plugin_library(options.plugin_library, version)
         return "plugin", request.graphs.path("plugin", opset), (f"{why}; plugin graph with {Path(options.plugin_library).name}",)
     if request.use_plugin and has_plugin_graph and PLUGIN_OP in registered_plugins(version):
         return "plugin", request.graphs.path("plugin", opset), (f"{why}; plugin graph, {PLUGIN_OP} is registered",)
@@ -300,17 +304,23 @@ def require_polygraphy(version: TensorRTVersion) -> None:
         )
 
 
-def _require_plugins(sidecar: Sidecar, options: TensorRTOptions, version: TensorRTVersion) -> None:
-    """An engine with a plugin node fails deep inside TensorRT where the creator is missing; say it before."""
-    library = options.plugin_library or sidecar.options.get("plugin_library")
-    if library:
-        load_plugin_library(str(library), version)
+def _plugin_library(sidecar: Sidecar, options: TensorRTOptions, version: TensorRTVersion) -> str | None:
+    """The library to load before an engine: without its creator a plugin node fails deep inside TensorRT, so say it before.
+
+    Raises:
+        EngineError: the engine needs a plugin that is neither registered nor in a library that can be loaded.
+    """
     absent = [name for name in sidecar.plugins if name not in registered_plugins(version)]
-    if absent:
+    if not absent:
+        return None
+    library = options.plugin_library or sidecar.options.get("plugin_library")
+    if not library:
         raise EngineError(
             f"the engine needs the plugin {', '.join(absent)}, which TensorRT does not know here",
             "give its library (plugins/README.md tells how to build it), or deploy again without a plugin",
         )
+    check_plugin_library(str(library), version)
+    return str(library)
 
 
 def _opaque_note(shares: dict[str, float]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ OBEY_PRECISION_CONSTRAINTS, since a weakly typed builder may otherwise remove th
 
 from __future__ import annotations
 
+import ctypes
 import math
 import re
 import time
@@ -176,7 +177,9 @@ class BuiltEngine:
     notes: tuple[str, ...]
 
 
-def parse_graph(graph: Path, version: TensorRTVersion, log: BuildLog) -> tuple[trt.Builder, trt.INetworkDefinition, trt.OnnxParser]:
+def parse_graph(
+    graph: Path, version: TensorRTVersion, log: BuildLog, plugin_library: str | None = None
+) -> tuple[trt.Builder, trt.INetworkDefinition, trt.OnnxParser]:
     """A builder, the network of an ONNX file, and the parser, which owns the weights until the engine is built.
 
     Raises:
@@ -196,6 +199,8 @@ def parse_graph(graph: Path, version: TensorRTVersion, log: BuildLog) -> tuple[t
         flags |= 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
     if not version.has_weak_typing:
         flags |= 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    if plugin_library is not None:
+        load_plugin_library(plugin_library, builder.get_plugin_registry(), version, log)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, log.logger)
     # by path, not bytes: the weights lie in a file beside it
@@ -305,11 +310,8 @@ def _read_types(layer: trt.ILayer, types: dict[str, str]) -> list[str]:
     return [types.get(tensor.name, "free") for tensor in inputs if tensor is not None]
 
 
-def registered_plugins(version: TensorRTVersion) -> tuple[str, ...]:
-    """Names of the plugin creators that TensorRT knows at the moment."""
-    import tensorrt as trt
-
-    registry: trt.IPluginRegistry = trt.get_plugin_registry()
+def creators_in(registry: trt.IPluginRegistry, version: TensorRTVersion) -> tuple[str, ...]:
+    """Names of the plugin creators in one registry, without those of its parents."""
     if version.has_creator_list:
         creators: Sequence[Any] = registry.plugin_creator_list
     else:
@@ -317,27 +319,52 @@ def registered_plugins(version: TensorRTVersion) -> tuple[str, ...]:
     return tuple(sorted({str(creator.name) for creator in creators}))
 
 
-def load_plugin_library(path: str, version: TensorRTVersion) -> None:
-    """Load a library of plugin creators and make sure that it has ours.
-
-    Raises:
-        EngineError: it cannot be loaded, or has no creator for the fused GMA operator.
-    """
+def registered_plugins(version: TensorRTVersion) -> tuple[str, ...]:
+    """Names of the plugin creators in TensorRT's global registry: what was linked in, or registered from Python."""
     import tensorrt as trt
 
+    return creators_in(trt.get_plugin_registry(), version)
+
+
+def check_plugin_library(path: str, version: TensorRTVersion) -> None:
+    """Whether a library can be loaded and exports plugin creators for this TensorRT; works without a GPU.
+
+    Raises:
+        EngineError: it is missing, cannot be loaded, or was built for another version.
+    """
     if not Path(path).is_file():
         raise EngineError(
             f"plugin library {path} is missing", "build it (plugins/README.md) or leave it out: the portable graph needs none"
         )
+    try:
+        library = ctypes.CDLL(str(Path(path).resolve()))
+    except OSError as error:
+        raise EngineError(f"plugin library {path} cannot be loaded: {error}", f"'ldd {path}' shows missing libraries") from error
+    # 8.6 asks for the first; 10 and 11 for the second, and still take the first
+    symbols = ("getPluginCreators",) if version.has_creator_list else ("getCreators", "getPluginCreators")
+    if not any(hasattr(library, symbol) for symbol in symbols):
+        raise EngineError(
+            f"{path} gives no plugin creators to TensorRT {version.text}: it exports no {' or '.join(symbols)}",
+            f"build it for this version ({version.target.plugin_interface}), see plugins/README.md",
+        )
+
+
+def load_plugin_library(path: str, registry: trt.IPluginRegistry, version: TensorRTVersion, log: BuildLog) -> None:
+    """Load a library of plugin creators into the registry of a builder or a runtime, and make sure that ours is in it.
+
+    TensorRT 8.6 loads no library into the global registry (it answers None); trtexec uses the builder's and the runtime's as well.
+
+    Raises:
+        EngineError: it cannot be loaded, or has no creator for the fused GMA operator.
+    """
+    check_plugin_library(path, version)
     if PLUGIN_OP in registered_plugins(version):
         return
-    registry: trt.IPluginRegistry = trt.get_plugin_registry()
-    registry.load_library(path)
-    if PLUGIN_OP not in registered_plugins(version):
+    registry.load_library(str(Path(path).resolve()))
+    if PLUGIN_OP not in creators_in(registry, version):
         raise EngineError(
-            f"{path} gives no creator of {PLUGIN_OP} to TensorRT {version.text}",
-            f"build it for this version ({version.target.plugin_interface}), see plugins/README.md; "
-            f"'ldd {path}' shows missing libraries",
+            f"{path} gives no creator of {PLUGIN_OP} to TensorRT {version.text}: {log.last_errors}",
+            f"build it for this version ({version.target.plugin_interface}), see plugins/README.md",
         )
 
 
@@ -410,7 +437,7 @@ def _build_once(job: BuildJob, workspace_mib: int, log: BuildLog, show: Progress
     from polygraphy.exception import PolygraphyException
     from polygraphy.logger import G_LOGGER
 
-    builder, network, parser = parse_graph(job.graph, job.version, log)
+    builder, network, parser = parse_graph(job.graph, job.version, log, job.options.plugin_library)
     pinned: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
     if job.precision is not Precision.FP32:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gmf_edge.engines.tensorrt import require_polygraphy
-from gmf_edge.engines.tensorrt_build import PLUGIN_OP, load_plugin_library, registered_plugins
+from gmf_edge.engines.tensorrt_build import PLUGIN_OP, check_plugin_library, registered_plugins
 from gmf_edge.engines.tensorrt_cuda import Device, driver_version, free_memory_mib
 from gmf_edge.engines.tensorrt_versions import TensorRTVersion
 from gmf_edge.errors import GmfEdgeError
@@ -133,12 +133,15 @@ def _bindings_match(version: TensorRTVersion) -> Finding | None:
 
 
 def _plugin(library: str | None, version: TensorRTVersion) -> Finding:
+    if PLUGIN_OP in registered_plugins(version):
+        return Finding("plugin", OK, f"{PLUGIN_OP} is registered")
+    if library is None:
+        return Finding(
+            "plugin", OK, f"no library was given and {PLUGIN_OP} is not registered: engines are built from the portable graph"
+        )
     try:
-        if library:
-            load_plugin_library(library, version)
-        known = PLUGIN_OP in registered_plugins(version)
+        # into a builder's or a runtime's registry it is loaded when an engine is built or opened, which needs a GPU
+        check_plugin_library(library, version)
     except GmfEdgeError as error:
         return Finding("plugin", MISSING, error.problem, error.remedy)
-    if known:
-        return Finding("plugin", OK, f"{PLUGIN_OP} is registered" + (f" from {library}" if library else ""))
-    return Finding("plugin", OK, f"{PLUGIN_OP} is not registered: engines are built from the portable graph")
+    return Finding("plugin", OK, f"{library} exports plugin creators for TensorRT {version.text}")

@@ -21,7 +21,7 @@ import numpy as np
 
 from gmf_edge.engines.protocol import EngineFacts, FloatArray
 from gmf_edge.engines.tensorrt_arrays import DeviceView, device_view
-from gmf_edge.engines.tensorrt_build import BuildLog
+from gmf_edge.engines.tensorrt_build import BuildLog, load_plugin_library
 from gmf_edge.engines.tensorrt_cuda import DeviceBuffer, Event, Graph, PinnedArray, Stream
 from gmf_edge.engines.tensorrt_options import INPUT_NAME, OUTPUT_NAME, TensorRTOptions
 from gmf_edge.engines.tensorrt_sidecar import REBUILD
@@ -54,7 +54,7 @@ class StepTimes:
 def deserialize(
     content: bytes, version: TensorRTVersion, options: TensorRTOptions, log: BuildLog, refit_from: Path | None
 ) -> tuple[trt.Runtime, trt.ICudaEngine]:
-    """The engine of its raw bytes, with its weights put back from an ONNX file where it was stripped.
+    """The engine of its raw bytes, with its plugins loaded and its weights put back from an ONNX file where it was stripped.
 
     Call it only where CUDA works: TensorRT 8.6 crashes the process otherwise.
 
@@ -69,6 +69,8 @@ def deserialize(
         runtime.engine_host_code_allowed = True
     if options.dla_core is not None:
         runtime.DLA_core = options.dla_core
+    if options.plugin_library is not None:
+        load_plugin_library(options.plugin_library, runtime.get_plugin_registry(), version, log)
     engine = runtime.deserialize_cuda_engine(content)
     if engine is None:
         raise EngineError(f"TensorRT {version.text} does not take the engine: {log.last_errors}", REBUILD)

@@ -6,6 +6,7 @@ tested is every call, its arguments, buffers, graphs and errors; not TensorRT's 
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -336,29 +337,65 @@ def test_a_changed_engine_file_is_refused(make: MakeMachine) -> None:
         machine.open(files)
 
 
+def plugin_library(folder: Path, *symbols: str) -> Path:
+    """A shared library that exports those symbols and nothing else."""
+    source = folder / "plugin.c"
+    source.write_text("".join(f"int {symbol}(void) {{ return 0; }}\n" for symbol in symbols))
+    library = folder / f"libgmf-{'-'.join(symbols)}.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    return library
+
+
 @every_version
 def test_the_plugin_graph_is_taken_where_the_plugin_is(make: MakeMachine, version: str, tmp_path: Path) -> None:
-    library = tmp_path / "libgmf.so"
-    library.write_bytes(b"")
+    library = plugin_library(tmp_path, "getPluginCreators", "getCreators")
     machine = make(version, FakeModel(library_plugins=[PLUGIN_OP]))
     files = machine.build(options={"plugin_library": str(library)})
     assert machine.sidecar["form"] == "plugin"
     assert machine.sidecar["plugins"] == [PLUGIN_OP]
-    assert machine.calls("IPluginRegistry.load_library") == [(str(library),)]
-    with machine.open(files, options={"plugin_library": str(library)}) as engine:
-        assert engine.facts.form == "plugin"
-    machine.trt.known_plugins.clear()
+    # once into the builder's registry, once into the runtime's that proves the engine
+    assert machine.calls("IPluginRegistry.load_library") == [(str(library),)] * 2
+    for options in ({"plugin_library": str(library)}, {}):
+        with machine.open(files, options=options) as engine:
+            assert engine.facts.form == "plugin"
+    assert machine.calls("IPluginRegistry.load_library") == [(str(library),)] * 4
     library.unlink()
     with pytest.raises(EngineError, match=r"plugin library .* is missing"):
+        machine.open(files)
+    # a plugin that was registered from Python needs no library
+    machine.trt.global_plugins.append(PLUGIN_OP)
+    machine.open(files).close()
+
+
+@every_version
+def test_a_registered_plugin_needs_no_library(make: MakeMachine, version: str) -> None:
+    machine = make(version, FakeModel(plugins=[PLUGIN_OP]))
+    files = machine.build()
+    assert machine.sidecar["form"] == "plugin"
+    machine.trt.global_plugins.clear()
+    with pytest.raises(EngineError, match="the engine needs the plugin GmfGroupMixAttention, which TensorRT does not know here"):
         machine.open(files)
 
 
 def test_a_plugin_library_without_the_plugin_is_refused(make: MakeMachine, tmp_path: Path) -> None:
-    library = tmp_path / "libother.so"
-    library.write_bytes(b"")
+    library = plugin_library(tmp_path, "getCreators")
     machine = make("11.4.0.106", FakeModel(library_plugins=["SomethingElse"]))
-    with pytest.raises(EngineError, match=r"gives no creator of GmfGroupMixAttention to TensorRT 11.4.0.106; .*IPluginV3"):
+    with pytest.raises(EngineError, match=r"gives no creator of GmfGroupMixAttention to TensorRT 11\.4\.0\.106: .*IPluginV3"):
         machine.build(options={"plugin_library": str(library)})
+
+
+def test_a_plugin_library_for_another_version_is_refused_before_a_build(make: MakeMachine, tmp_path: Path) -> None:
+    machine = make("8.6.1", FakeModel(library_plugins=[PLUGIN_OP]))
+    for_newer = plugin_library(tmp_path, "getCreators")
+    with pytest.raises(EngineError, match=r"exports no getPluginCreators; build it for this version .IPluginV2DynamicExt"):
+        machine.build(options={"plugin_library": str(for_newer)})
+    broken = tmp_path / "libbroken.so"
+    broken.write_bytes(b"not a library")
+    with pytest.raises(EngineError, match=r"cannot be loaded: .*libbroken"):
+        machine.build(options={"plugin_library": str(broken)})
+    assert not machine.calls("OnnxParser.parse_from_file")
+    states = {finding.subject: finding.state for finding in diagnose(str(for_newer))}
+    assert states["plugin"] == MISSING
 
 
 @every_version

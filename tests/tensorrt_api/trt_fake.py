@@ -100,8 +100,7 @@ class FakeTensorRT(ModuleType):
         self.networks: list[Any] = []
         self.__version__ = described["version"]
         self.types: dict[str, Any] = {}
-        known_plugins = list(model.plugins)
-        self.known_plugins = known_plugins
+        self.global_plugins = list(model.plugins)
         for name, record in described["classes"].items():
             self.types[name] = self._enum(name, record) if record["members"] is not None else self._class(name)
         for name, kind in self.types.items():
@@ -114,7 +113,7 @@ class FakeTensorRT(ModuleType):
             members = described["classes"].get(kind, {}).get("members") or ()
             setattr(self, name, self.types[kind][name.upper()] if name.upper() in members else None)
         if "get_plugin_registry" in described["functions"]:
-            self.get_plugin_registry = lambda: self.types["IPluginRegistry"]()
+            self.get_plugin_registry = lambda: self._registry(self.global_plugins)
         self._behave()
 
     def _enum(self, name: str, record: dict[str, Any]) -> Any:
@@ -225,7 +224,9 @@ class FakeTensorRT(ModuleType):
             "IExecutionContext.set_optimization_profile_async": lambda owner, profile_index, stream_handle: profile_index == 0,
             "IExecutionContext.execute_async_v3": self._execute,
             "EngineInspector.get_engine_information": self._inspect,
-            "IPluginRegistry.load_library": lambda owner, plugin_path: self.known_plugins.extend(model.library_plugins),
+            "IPluginRegistry.load_library": self._load_library,
+            "Builder.get_plugin_registry": lambda owner: self._registry(owner.__dict__.setdefault("_plugins", [])),
+            "Runtime.get_plugin_registry": lambda owner: self._registry(owner.__dict__.setdefault("_plugins", [])),
         }
         registry = types["IPluginRegistry"]
         listed = (
@@ -236,7 +237,7 @@ class FakeTensorRT(ModuleType):
 
         def creators(owner: Any) -> list[Any]:
             made = []
-            for name in self.known_plugins:
+            for name in owner._known:
                 creator = types["IPluginCreator"]()
                 creator.__dict__["_values"].update(name=name)
                 made.append(creator)
@@ -249,6 +250,18 @@ class FakeTensorRT(ModuleType):
                 setattr(types["ICudaEngine"], name, property(lambda owner: 3 << 20))
         types["IOptimizationProfile"].__bool__ = lambda owner: True
         assert cuda is not None
+
+    def _registry(self, known: list[str]) -> Any:
+        registry = self.types["IPluginRegistry"]()
+        registry._known = known
+        return registry
+
+    def _load_library(self, registry: Any, plugin_path: str) -> Any:
+        # as the real 8.6 was seen to do
+        if registry._known is self.global_plugins and self.__version__.startswith("8."):
+            return None
+        registry._known.extend(self.model.library_plugins)
+        return object()
 
     def _create_network(self, builder: Any, flags: int = 0) -> Any:
         network = self.types["INetworkDefinition"]()
