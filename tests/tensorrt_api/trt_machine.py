@@ -57,6 +57,7 @@ def without(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeMachine]:
+    pytest.importorskip("polygraphy", reason="Polygraphy is not installed: pip install polygraphy")
     monkeypatch.setenv("GMF_EDGE_CACHE", str(tmp_path / "cache"))
     cache_root.cache_clear()
 
