@@ -97,6 +97,9 @@ RangesFile = Annotated[
     Path | None, typer.Option("--ranges", help="INT8: a ranges.json of 'gmf-edge calibrate', instead of images.")
 ]
 BudgetMinutes = Annotated[float, typer.Option(help="auto: time for the search.")]
+PluginArch = Annotated[
+    list[str] | None, typer.Option(help="Carry GPU kernels for this architecture in the plugin graphs, such as sm_87; repeatable.")
+]
 KeepInt8 = Annotated[bool, typer.Option("--keep-int8", help="Deliver INT8 although it is no faster on this machine.")]
 MinBatch = Annotated[int, typer.Option(help="Smallest batch that will be served.")]
 OptBatch = Annotated[int, typer.Option(help="Batch to tune for.")]
@@ -138,6 +141,7 @@ def build(
     ranges: RangesFile = None,
     budget_minutes: BudgetMinutes = 30.0,
     keep_int8: KeepInt8 = False,
+    plugin_arch: PluginArch = None,
     workspace_mib: WorkspaceMib = None,
     no_plugin: NoPlugin = False,
     output: Output = Path("out/bundle"),
@@ -187,6 +191,7 @@ def export(
     recipe: RecipeName = "balanced",
     ranges: RangesFile = None,
     budget_minutes: BudgetMinutes = 30.0,
+    plugin_arch: PluginArch = None,
     output: Output = Path("out/bundle"),
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -392,6 +397,38 @@ def doctor(as_json: AsJson = False) -> None:
             out.print(f"           {finding.remedy}", markup=False)
 
 
+kernels = typer.Typer(help="The GPU kernels of Group-Mix Attention.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(kernels, name="kernels")
+
+
+@kernels.callback()
+def _kernels() -> None:
+    pass
+
+
+@kernels.command("compile")
+def compile_kernels(
+    variant: Annotated[VariantName, typer.Option(help="Whose widths to compile for.")] = VariantName.PICO,
+    arch: Annotated[str, typer.Option(help="Architectures, separated by commas, such as sm_87,sm_90.")] = "sm_87,sm_90",
+    dtype: Annotated[str, typer.Option(help="Type of the activations: fp16, bf16 or fp32.")] = "fp16",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the images and kernels.json.")] = Path("out/kernels"),
+    as_json: AsJson = False,
+) -> None:
+    """Compile them ahead of time, without a GPU: registers, spills and shared memory of each."""
+    from gmf_edge.kernels.compile import compile_kernels as compiled
+    from gmf_edge.spec import ModelSpec
+
+    table = compiled(ModelSpec.of(variant.value), arch.split(","), output, dtype=dtype)
+    if as_json:
+        _print_json(table.rows)
+        return
+    columns = list(table.rows[0])
+    shown = Table(*columns, box=None, pad_edge=False)
+    for row in table.rows:
+        shown.add_row(*(str(row[name]) for name in columns))
+    out.print(shown)
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         out.print(f"gmf-edge {__version__}")
@@ -474,6 +511,7 @@ def _spec(given: Mapping[str, Any]) -> BuildSpec:
         profile=BatchProfile(given["min_batch"], given["opt_batch"], given["max_batch"]),
         backend=backend.value,
         max_drop_points=given["max_drop"],
+        plugin_archs=tuple(given["plugin_arch"] or ()),
         **{key: given[key] for key in _SAME_NAMES if key in given},
     )
 

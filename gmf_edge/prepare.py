@@ -80,7 +80,7 @@ def write_bundle(subject: Subject, spec: BuildSpec, folder: Path, progress: Prog
         ranges = ranges_stage(subject, fused, spec, recipe, progress)
         _copy_files(ranges, folder)
         quantization = quantization_for(subject, fused, reference, ranges.folder / RANGES, recipe, spec, progress)
-    lowered = lowered_stage(fused, reference, spec, quantization, progress)
+    lowered = lowered_stage(subject.spec, fused, reference, spec, quantization, progress)
 
     for stage in (lowered, reference):
         _copy_files(stage, folder)

@@ -247,6 +247,7 @@ class BuildSpec:
         auto: leave as few layers as possible out of INT8 so that the gate holds.
         budget_minutes: time for that search.
         keep_int8: deliver INT8 although it is no faster here.
+        plugin_archs: GPU architectures, such as "sm_87", whose kernels travel in the plugin graphs.
         crop_pct: see Preprocess; None for the variant's default.
         seed: of random weights and of drawn images.
     """
@@ -271,6 +272,7 @@ class BuildSpec:
     auto: bool = False
     budget_minutes: float = 30.0
     keep_int8: bool = False
+    plugin_archs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.variant is not None and self.variant not in VARIANTS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from gmf_edge.engines.protocol import Progress
 from gmf_edge.errors import DataError
 from gmf_edge.image import Preprocess
 from gmf_edge.imageset import ImageSet
-from gmf_edge.spec import OPSET_NEW, OPSET_OLD, TARGETS, BuildSpec, Precision
+from gmf_edge.spec import OPSET_NEW, OPSET_OLD, TARGETS, BuildSpec, ModelSpec, Precision
 from gmf_edge.subject import Subject
 from gmf_edge.verify.golden import Golden, Reference
 
@@ -115,7 +116,9 @@ def ranges_stage(subject: Subject, fused: Stage, spec: BuildSpec, recipe: Recipe
     return _said(run_stage("ranges", inputs, make), RANGES, progress)
 
 
-def lowered_stage(fused: Stage, reference: Stage, spec: BuildSpec, quantization: Quantization | None, progress: Progress) -> Stage:
+def lowered_stage(
+    model: ModelSpec, fused: Stage, reference: Stage, spec: BuildSpec, quantization: Quantization | None, progress: Progress
+) -> Stage:
     """The bundle's graphs over one weights.bin; facts: "lowering" (precision.lower.Lowered.facts) and "graphs" (key -> file)."""
 
     def make(folder: Path) -> Mapping[str, Any]:
@@ -128,12 +131,22 @@ def lowered_stage(fused: Stage, reference: Stage, spec: BuildSpec, quantization:
         progress(None, f"lowering to 3-{spec.precision.value}.onnx")
         golden = Golden.load(reference.folder / GOLDEN).images
         lowered = lower_precision(
-            onnx_ir.load(fused.folder / FUSED), spec.precision, spec.io_dtype, inline_bodies, _parts(golden, RANGE_BATCH), quantization
+            onnx_ir.load(fused.folder / FUSED),
+            spec.precision,
+            spec.io_dtype,
+            inline_bodies,
+            _parts(golden, RANGE_BATCH),
+            quantization,
         )
         files = GRAPH_FILES | (CPU_GRAPH if spec.precision is Precision.INT8 else {})
-        save_graphs({name: _graph_for(lowered, form, opset) for name, (form, opset) in files.items()}, folder)
+        graphs = {name: _graph_for(lowered, form, opset) for name, (form, opset) in files.items()}
+        kernels: list[Mapping[str, Any]] = []
+        if spec.plugin_archs:
+            progress(None, f"compiling GPU kernels for {', '.join(spec.plugin_archs)}")
+            kernels = _attach_kernels(graphs, model, spec)
+        save_graphs(graphs, folder)
         return {
-            "lowering": dict(lowered.facts),
+            "lowering": {**lowered.facts, "kernels": kernels},
             "graphs": {f"{form}/{opset}": name for name, (form, opset) in files.items()},
         }
 
@@ -142,9 +155,26 @@ def lowered_stage(fused: Stage, reference: Stage, spec: BuildSpec, quantization:
         "golden": sha256_of(reference.folder / GOLDEN),
         "precision": spec.precision.value,
         "io_dtype": spec.io_dtype,
+        "plugin_archs": list(spec.plugin_archs),
         "quantization": None if quantization is None else quantization.to_json(),
     }
     return _said(run_stage("lowered", inputs, make), f"3-{spec.precision.value}.onnx", progress)
+
+
+def _attach_kernels(graphs: dict[str, onnx_ir.Model], model: ModelSpec, spec: BuildSpec) -> list[Mapping[str, Any]]:
+    """Put the compiled kernels of the model's widths into the plugin graphs; what was compiled, for the manifest."""
+    import onnx_ir
+
+    from gmf_edge.kernels.archive import attach_kernels
+    from gmf_edge.kernels.compile import compile_kernels
+
+    dtype = "fp32" if spec.precision is Precision.FP32 else "fp16"
+    with tempfile.TemporaryDirectory(prefix="gmf-edge-") as folder:
+        table = compile_kernels(model, spec.plugin_archs, Path(folder), dtype=dtype)
+        for name, (form, _) in GRAPH_FILES.items():
+            if form == "plugin":
+                graphs[name] = onnx_ir.from_proto(attach_kernels(onnx_ir.to_proto(graphs[name]), table, dtype))
+        return list(table.rows)
 
 
 def _graph_for(lowered: Lowered, form: str, opset: int) -> onnx_ir.Model:
