@@ -24,7 +24,6 @@ from gmf_edge.engines.tensorrt_doctor import MISSING, OK, diagnose
 from gmf_edge.errors import EngineError, EnvironmentProblem, PrecisionError, SpecError, StaleArtifact
 from gmf_edge.spec import OPSET_NEW, OPSET_OLD, BatchProfile, Precision
 
-
 every_version = pytest.mark.parametrize("version", trt_bindings.VERSIONS)
 
 
