@@ -37,7 +37,8 @@ app = typer.Typer(
 # every error of reading the command line; Typer's own copy of Click names no public base class
 _CommandLineError: Any = typer.BadParameter.__mro__[2]
 _TRTEXEC = {"allow_extra_args": True, "ignore_unknown_options": True}
-out = Console(highlight=False, soft_wrap=True)
+# a file or a pipe has no width: tables keep their columns whole there
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -105,7 +106,7 @@ MinBatch = Annotated[int, typer.Option(help="Smallest batch that will be served.
 OptBatch = Annotated[int, typer.Option(help="Batch to tune for.")]
 MaxBatch = Annotated[int, typer.Option(help="Largest batch that will be served.")]
 IoDtype = Annotated[str, typer.Option(help="Type of the graph's input and output: float32 or float16.")]
-EvalImages = Annotated[int | None, typer.Option(help="Use this many of the evaluation images.", show_default="all; untrained: 128")]
+EvalImages = Annotated[int | None, typer.Option(help="Use this many of the evaluation images.", show_default="all; untrained: 64")]
 CropPct = Annotated[
     float | None, typer.Option(help="Share of the resized short side that the centre crop keeps.", show_default="0.875")
 ]
@@ -627,6 +628,8 @@ def _show_report(report: Mapping[str, Any]) -> None:
         out.print(f"and {len(parity['flips']) - 5} more flipped images, by name in report.json", markup=False)
     if report["latency"]:
         _show_latency(list(report["latency"].values()))
+    if report.get("plugin"):
+        out.print(f"plugin: {report['plugin']['reason']}", markup=False)
     if report.get("choice"):
         left = report["not_kept"]
         out.print(f"{report['precision']} was kept; beside it {left['precision']}: {left['reason']}", markup=False)

@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from gmf_edge.artifact import new_folder
 from gmf_edge.bench.latency import Latency, measure_latency
 from gmf_edge.bundle import GOLDEN, REFERENCE, REPORT, Bundle, Manifest, open_bundle, seal
 from gmf_edge.engines.choose import choose_backend
-from gmf_edge.engines.protocol import Engine, EngineRequest, Progress, silent
+from gmf_edge.engines.protocol import Backend, Engine, EngineRequest, Progress, silent
 from gmf_edge.errors import BundleError, DataError
 from gmf_edge.spec import Gate
 from gmf_edge.verify.golden import Golden, Reference
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 EVALUATION_BATCH = 8
 BUILD_DURATION_S = 1.0
+# a library that has to travel must be worth it
+PLUGIN_MARGIN = 1.02
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,12 @@ def complete(
     progress(None, f"backend: {why}")
     request = _request(bundle, use_plugin, options or {})
     engine_files = chosen.build(request, bundle.folder, progress)
+    plugin = _plugin_pays(chosen, request, bundle, engine_files, gate, progress)
+    if plugin is not None and not plugin["pays"]:
+        request = replace(request, use_plugin=False, options=_without_plugin(request.options))
+        for name in engine_files:
+            bundle.path(name).unlink()
+        engine_files = chosen.build(request, bundle.folder, progress)
     with chosen.open(request, bundle.folder, engine_files) as engine:
         parity = _parity(engine, bundle, images, progress)
         progress(None, "measuring latency")
@@ -117,6 +125,7 @@ def complete(
         ]
         passed, reason = judge(parity, gate, bundle.manifest.weights.trained)
         report = report_of(bundle.manifest, engine.facts, why, parity, gate, passed, reason, latencies)
+    report["plugin"] = plugin
     write_report(report, bundle.folder / REPORT)
     manifest = Manifest.from_json({**bundle.manifest.to_json(), "engine_files": list(engine_files)})
     seal(bundle.folder, manifest)
@@ -261,6 +270,42 @@ def _scratch(stack: ExitStack) -> Path:
     import tempfile
 
     return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gmf-edge-")))
+
+
+def _plugin_pays(
+    backend: Backend, request: EngineRequest, bundle: Bundle, engine_files: tuple[str, ...], gate: Gate, progress: Progress
+) -> dict[str, Any] | None:
+    """Whether a plugin engine is right and faster than the engine without it; None where no plugin engine was built."""
+    import numpy as np
+
+    from gmf_edge.precision.pays import pays
+
+    golden = Golden.load(bundle.path(GOLDEN))
+    with ExitStack() as stack:
+        engine = stack.enter_context(backend.open(request, bundle.folder, engine_files))
+        if engine.facts.form != "plugin":
+            return None
+        progress(None, "building the engine without the plugin, to compare")
+        portable = replace(request, use_plugin=False, options=_without_plugin(request.options))
+        folder = _scratch(stack)
+        other = stack.enter_context(backend.open(portable, folder, backend.build(portable, folder, progress)))
+        numerics = prove_batches(engine, golden.images, golden.logits, request.profile.sizes)
+        right = all(found.cosine >= gate.min_cosine and not found.non_finite_rows for found in numerics.values())
+        images = np.repeat(golden.images[:1], request.profile.opt, axis=0)
+        decision = pays(
+            lambda: engine.infer(images),
+            lambda: other.infer(images),
+            candidate="the plugin engine",
+            baseline="the engine without it",
+            within_gate=right,
+            margin=PLUGIN_MARGIN,
+        )
+    progress(None, decision.reason)
+    return decision.to_json()
+
+
+def _without_plugin(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != "plugin_library"}
 
 
 def _request(bundle: Bundle, use_plugin: bool, options: Mapping[str, Any]) -> EngineRequest:

@@ -238,7 +238,7 @@ class BuildSpec:
         backend: "auto", "onnxruntime" or "tensorrt".
         io_dtype: dtype of the graph's input and output, of IO_DTYPES.
         eval_data: labelled images (ImageFolder layout, folder or .zip), or None.
-        eval_images: how many of them, drawn evenly over the classes; None for all (128 of them with untrained weights).
+        eval_images: how many of them, drawn evenly over the classes; None for all (64 of them with untrained weights).
         max_drop_points: overrides the gate's, in percentage points; None for the precision's default.
         calibration_data: images that INT8 is calibrated on, from the training split; None for the packaged ones (pico).
         calibration_images: how many of them, drawn evenly over the classes.

@@ -24,7 +24,7 @@ PACKAGED_WEIGHTS, PACKAGED_LABELS = ASSETS / "pico.safetensors", ASSETS / "pico-
 PACKAGED_TEST, PACKAGED_CALIBRATION = ASSETS / "pico-digits-test.zip", ASSETS / "pico-digits-calibration.zip"
 DEFAULT_SIZE, DEFAULT_CLASSES = (224, 224), 1000
 # without trained weights only numerics can be judged, and those need no thousands of images
-UNTRAINED_IMAGES = 128
+UNTRAINED_IMAGES = 64
 
 
 @dataclass(frozen=True)
