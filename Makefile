@@ -29,7 +29,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 plugin:
-	cmake -S plugins -B build/plugins -DTENSORRT_ROOT="$(TENSORRT_ROOT)"
+	cmake -S plugins -B build/plugins -DTENSORRT_ROOT="$(firstword $(subst :, ,$(TENSORRT_ROOT)))"
 	cmake --build build/plugins --parallel 2
 
 $(STAMP): pyproject.toml constraints.txt

@@ -276,6 +276,8 @@ def _plugin_pays(
     backend: Backend, request: EngineRequest, bundle: Bundle, engine_files: tuple[str, ...], gate: Gate, progress: Progress
 ) -> dict[str, Any] | None:
     """Whether a plugin engine is right and faster than the engine without it; None where no plugin engine was built."""
+    if not engine_files:
+        return None  # the backend runs the bundle's portable graph itself
     import numpy as np
 
     from gmf_edge.precision.pays import pays
