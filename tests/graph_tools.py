@@ -51,7 +51,8 @@ def session_of(graph: onnx_ir.Model, optimise: bool = False) -> ort.InferenceSes
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph.onnx"
-        onnx_ir.save(graph, path)
+        # weights beside a loaded graph come along
+        onnx_ir.save(onnx_ir.external_data.load_to_model(graph), path)
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
