@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from gmf_edge.engines.tensorrt_arrays import DeviceView, device_view, is_device_array
+from gmf_edge.engines.tensorrt_arrays import DeviceView, _DLTensor, device_view, is_device_array
 from gmf_edge.engines.tensorrt_cuda import LEGACY_STREAM, Stream
 from gmf_edge.errors import EngineError
 
@@ -55,6 +56,17 @@ def test_a_torch_capsule_is_read_with_its_offset() -> None:
     view = device_view(OnGpu(values), stream(), "images")
     assert view.pointer == values.data_ptr()
     assert view.shape == (2, 3, 4)
+
+
+def test_a_byte_offset_is_added() -> None:
+    """NumPy and PyTorch put it into the pointer; the protocol allows a producer to tell it apart."""
+    shape = (ctypes.c_int64 * 2)(1, 3)
+    tensor = _DLTensor(data=4096, device_type=2, ndim=2, code=2, bits=32, lanes=1, shape=shape, strides=None, byte_offset=64)
+    new = ctypes.pythonapi.PyCapsule_New
+    new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    capsule = new(ctypes.addressof(tensor), b"dltensor", None)
+    view = device_view(OnGpu(SimpleNamespace(__dlpack__=lambda: capsule)), stream(), "images")
+    assert (view.pointer, view.shape) == (4160, (1, 3))
 
 
 def test_the_producer_is_asked_to_make_our_stream_wait() -> None:
