@@ -1,4 +1,4 @@
-"""The helpers beside the tests (trt_bindings, trt_stubs, trt_usage, fakes) are imported by name."""
+"""The modules beside the tests (trt_bindings, trt_stubs, trt_usage, the stand-ins) are imported by name."""
 
 import sys
 from pathlib import Path
