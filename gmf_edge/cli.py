@@ -383,11 +383,14 @@ def inspect(
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    plugins: Annotated[str | None, typer.Option(help="A plugin library to try.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """What this machine has, what it lacks, and what to do about it."""
     from gmf_edge.doctor import examine
 
-    findings = examine()
+    findings = examine(plugins)
     if as_json:
         _print_json([asdict(finding) for finding in findings])
         return

@@ -28,13 +28,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
-from gmf_edge.errors import DataError, SpecError
+from gmf_edge.errors import DataError, EnvironmentProblem, SpecError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -102,6 +104,18 @@ class Preprocess:
             raise SpecError(f"not a preprocessing spec: {error}", "the file was written by another version or edited") from error
 
 
+def _require_pillow() -> None:
+    """Only pictures need Pillow: a device that proves its engine on golden data does without it.
+
+    Raises:
+        EnvironmentProblem: Pillow is not installed.
+    """
+    try:
+        import PIL.Image  # noqa: F401
+    except ImportError as error:
+        raise EnvironmentProblem(f"reading pictures needs Pillow: {error}", "pip install pillow") from error
+
+
 def rgb_image(source: Path | bytes, name: str | None = None) -> Image.Image:
     """The picture, decoded whole, as 8-bit RGB.
 
@@ -112,6 +126,9 @@ def rgb_image(source: Path | bytes, name: str | None = None) -> Image.Image:
     Raises:
         DataError: not a picture, a broken or truncated one, one of more than MAX_PIXELS, or one whose pixels have no defined range.
     """
+    _require_pillow()
+    from PIL import Image, UnidentifiedImageError
+
     name = name or ("the picture" if isinstance(source, bytes) else str(source))
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
@@ -134,6 +151,8 @@ def rgb_image(source: Path | bytes, name: str | None = None) -> Image.Image:
 
 def _as_rgb(image: Image.Image, name: str) -> Image.Image:
     """convert("RGB"), except for 16-bit grey, which is scaled; see the module."""
+    from PIL import Image
+
     # Pillow reads 16-bit PNG and PGM as mode I in some versions and as I;16 in others; mode I of a TIFF is really 32-bit
     if image.mode in SIXTEEN_BIT_MODES or (image.mode == "I" and image.format in ("PNG", "PPM")):
         high_byte = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8  # [h, w]
@@ -168,6 +187,8 @@ def center_crop(image: Image.Image, height: int, width: int) -> Image.Image:
 
     Source: torchvision.transforms.functional.center_crop.
     """
+    from PIL import Image
+
     pad_h, pad_w = max(height - image.height, 0), max(width - image.width, 0)
     if pad_h or pad_w:
         padded = Image.new(image.mode, (image.width + pad_w, image.height + pad_h))
@@ -184,6 +205,8 @@ def input_array(image: Image.Image, preprocess: Preprocess, name: str = "the pic
     Raises:
         DataError: the picture is so long and narrow that it would have more than MAX_PIXELS after the resize.
     """
+    from PIL import Image
+
     height, width = resized_size(image.height, image.width, preprocess)
     _refuse_too_large(width, height, f"{name} is {image.width} x {image.height}; resized it would have")
     if (height, width) != (image.height, image.width):
