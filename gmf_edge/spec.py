@@ -279,6 +279,8 @@ class BuildSpec:
             raise SpecError(f"unknown variant {self.variant!r}", f"use one of {', '.join(VARIANTS)}")
         if self.backend not in ("auto", "onnxruntime", "tensorrt"):
             raise SpecError(f"unknown backend {self.backend!r}", "use auto, onnxruntime or tensorrt")
+        if self.num_classes is not None and self.num_classes < 1:
+            raise SpecError(f"num_classes is {self.num_classes}", "give at least one class, or leave it out")
         if self.eval_images is not None and self.eval_images < 1:
             raise SpecError(f"--eval-images is {self.eval_images}", "give at least 1, or leave it out for all")
         if self.io_dtype not in IO_DTYPES:
