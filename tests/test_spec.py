@@ -86,6 +86,7 @@ def test_a_gate_that_cannot_be_meant_is_refused(limits: tuple[float, float, floa
         lambda: BuildSpec(backend="cuda"),
         lambda: BuildSpec(io_dtype="float64"),
         lambda: BuildSpec(eval_images=0),
+        lambda: BuildSpec(num_classes=0),
         lambda: BuildSpec(max_drop_points=math.nan),
         lambda: BuildSpec(max_drop_points=-1.0),
     ],
