@@ -122,6 +122,11 @@ def _prove_plain(model: GroupMixFormer, image_size: tuple[int, int], graph: Path
                 f"the exported graph fails at batch {size}: {str(error).splitlines()[0]}",
                 "report this with the torch version in use",
             ) from error
+        if logits.shape != expected[:size].shape:
+            raise ExportError(
+                f"at batch {size} the exported graph's logits have shape {logits.shape}, PyTorch's {expected[:size].shape}",
+                "the batch size was baked into the graph: report this with the torch version in use",
+            )
         worst = float(np.abs(logits - expected[:size]).max())
         if not worst <= EXPORT_TOLERANCE * scale:
             raise ExportError(
