@@ -36,23 +36,29 @@ from gmf_edge.weights import file_sha256
 
 ASSETS = Path(__file__).resolve().parents[1] / "gmf_edge" / "assets"
 BATCH_SIZE = 16
-BALANCED = RECIPES["balanced"]
+BALANCED, FASTEST = RECIPES["balanced"], RECIPES["fastest"]
 # every method with each of these
 BY_METHOD: dict[str, Recipe] = {
-    "balanced: Linears": BALANCED,
-    "fastest: and dense convolutions": RECIPES["fastest"],
-    "and depthwise convolutions": replace(BALANCED, dense_convolutions=True, depthwise=True),
-    "and residual additions": replace(BALANCED, dense_convolutions=True, residual_adds=True),
+    "balanced: qkv, MLP": BALANCED,
+    "fastest: qkv, proj, MLP": FASTEST,
+    "and dense convolutions": replace(FASTEST, dense_convolutions=True),
+    "and dense, depthwise convolutions": replace(FASTEST, dense_convolutions=True, depthwise=True),
+    "and dense convolutions, residual additions": replace(FASTEST, dense_convolutions=True, residual_adds=True),
 }
 # the best method alone with each of these
 HELPS: dict[str, Recipe] = {
-    "balanced": BALANCED,
-    "balanced, smoothing 0.5": replace(BALANCED, smoothing=0.5),
+    "accurate: balanced, smoothing 0.5": RECIPES["accurate"],
     "balanced, bias correction": replace(BALANCED, bias_correction=True),
-    "accurate: both": RECIPES["accurate"],
-    "fastest, bias correction": replace(RECIPES["fastest"], bias_correction=True),
+    "balanced, smoothing 0.5, bias correction": replace(RECIPES["accurate"], bias_correction=True),
+    "fastest, smoothing 1.0 of proj": replace(FASTEST, proj_smoothing=1.0),
     "everything": replace(
-        BALANCED, dense_convolutions=True, first_convolution=True, depthwise=True, residual_adds=True, head=True, min_features=1
+        FASTEST,
+        dense_convolutions=True,
+        first_convolution=True,
+        depthwise=True,
+        residual_adds=True,
+        head=True,
+        min_features=1,
     ),
 }
 
@@ -91,6 +97,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--work", type=Path, help="keep the exported graph here between runs")
+    parser.add_argument("--only", default="", help="only the rows whose name contains this")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
 
@@ -123,24 +130,29 @@ def main() -> None:
             for images in drawn.values():
                 check_images(images)
                 check_disjoint(images, evaluation)
+            rows = [(name, replace(recipe, method=method)) for name, recipe in BY_METHOD.items() for method in METHODS]
+            rows = [(name, recipe) for name, recipe in (*rows, *HELPS.items()) if options.only in name]
             statistics = {
-                (seed, exponent): observe(
+                (seed, exponents): observe(
                     fused,
                     lambda images=images: (batch.inputs for batch in images.batches(preprocess, BATCH_SIZE)),
                     images=len(images),
-                    smoothing=exponent,
+                    smoothing=exponents[0],
+                    proj_smoothing=exponents[1],
                 )
                 for seed, images in drawn.items()
-                for exponent in sorted({recipe.smoothing for recipe in (*BY_METHOD.values(), *HELPS.values())})
+                for exponents in {(recipe.smoothing, recipe.proj_smoothing) for _, recipe in rows}
             }
 
             def measured(name: str, recipe: Recipe) -> None:
                 runs = []
                 for seed in options.seeds:
+                    exponents = recipe.smoothing, recipe.proj_smoothing
                     made = Provenance(
                         "", None, "", preprocess.to_json(), recipe.method, 0.0, recipe.smoothing, options.images, seed
                     )
-                    ranges = ranges_from(statistics[seed, recipe.smoothing], recipe, made)
+                    made = replace(made, proj_smoothing=recipe.proj_smoothing)
+                    ranges = ranges_from(statistics[seed, exponents], recipe, made)
                     lowered, _ = linears_as_gemm(insert_qdq(fused, ranges, recipe))
                     runs.append(comparison(reference, logits_of(lowered, evaluation, preprocess, folder), labels))
                 figures.append({"recipe": name, "method": recipe.method, "runs": runs})
@@ -149,10 +161,7 @@ def main() -> None:
             print(
                 "| quantised | method | change, points | by seed | agreement, % | cosine | relative L2 |\n|---|---|---|---|---|---|---|"
             )
-            for name, recipe in BY_METHOD.items():
-                for method in METHODS:
-                    measured(name, replace(recipe, method=method))
-            for name, recipe in HELPS.items():
+            for name, recipe in rows:
                 measured(name, recipe)
     print(f"\n{time.monotonic() - started:.0f} s")
     if options.json:

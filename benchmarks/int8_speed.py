@@ -4,7 +4,7 @@
     python benchmarks/int8_speed.py --variant mobile --image-size 224 --calibration-data pictures.zip
 
 Three graphs of the same model take turns, A B C A B C, in one process: plain (the exporter's FP32 graph), portable (rewritten FP32) and
-INT8 (recipe balanced, as a build delivers it for ONNX Runtime). The ratio of a round is of neighbours in time; its median is reported
+INT8 (as a build delivers it for ONNX Runtime). The ratio of a round is of neighbours in time; its median is reported
 with its quartiles. CPU time on one thread is printed too: it does not depend on what else the machine does. Then each is profiled.
 
 Latency does not depend on the weights or the pictures. The ranges here are of seeded smooth pictures unless --calibration-data is given.
@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0)
+    parser.add_argument("--recipe", default="fastest", choices=tuple(RECIPES))
     parser.add_argument("--calibration-data", help="pictures; seeded soft colours where left out")
     parser.add_argument("--calibration-images", type=int, default=32)
     parser.add_argument("--work", type=Path, help="keep the exported graphs here between runs")
@@ -135,7 +136,7 @@ def main() -> None:
 
     spec = ModelSpec.of(options.variant, image_size=(options.image_size, options.image_size))
     preprocess = Preprocess(spec.image_size)
-    recipe = RECIPES["balanced"]
+    recipe = RECIPES[options.recipe]
     with tempfile.TemporaryDirectory(prefix="gmf-edge-") as scratch:
         folder = Path(scratch)
         work = options.work or folder
@@ -152,8 +153,8 @@ def main() -> None:
                 batches = [batch.inputs for batch in drawn.batches(preprocess, CALIBRATION_BATCH)]
         else:
             batches = smooth_pictures(preprocess, options.calibration_images)
-        statistics_found = observe(fused, lambda: batches, images=options.calibration_images)
-        made = Provenance("", None, "", preprocess.to_json(), recipe.method, 0.0, 0.0, options.calibration_images, 0)
+        statistics_found = observe(fused, lambda: batches, images=options.calibration_images, smoothing=recipe.smoothing)
+        made = Provenance("", None, "", preprocess.to_json(), recipe.method, 0.0, recipe.smoothing, options.calibration_images, 0)
         int8, linears = linears_as_gemm(insert_qdq(fused, ranges_from(statistics_found, recipe, made), recipe))
         onnx_ir.save(inline_bodies(fused), folder / "portable.onnx")
         onnx_ir.save(inline_bodies(int8), folder / "int8.onnx")
@@ -161,8 +162,8 @@ def main() -> None:
 
         images = np.concatenate(batches)[np.arange(options.batch) % options.calibration_images]
         load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-        print(f"{options.variant} at {options.image_size}, batch {options.batch}, {linears} INT8 Linears; {processor()};")
-        print(f"onnxruntime {ort.__version__}, {options.threads} threads{load}, {options.rounds} rounds\n")
+        print(f"{options.variant} at {options.image_size}, batch {options.batch}, recipe {options.recipe}: {linears} INT8 Linears;")
+        print(f"{processor()}; onnxruntime {ort.__version__}, {options.threads} threads{load}, {options.rounds} rounds\n")
         print(f"Wall time, {options.threads} threads:\n")
         print_times(times_in_turn({name: opened(path, options.threads) for name, path in paths.items()}, images, options.rounds,
                                   time.perf_counter))  # fmt: skip

@@ -88,7 +88,7 @@ class Statistics:
 
     Attributes:
         tensors: by name.
-        smoothing: factors by the name of a LayerNorm's output, float32 [C].
+        smoothing: factors by the name of a Linear's input, float32 [C].
         images: how many pictures.
     """
 
@@ -118,7 +118,7 @@ def calibrate(
         graph: 2-fused.onnx, FP32.
         images: of the kind that the model will see, from the training split.
         preprocess: how they become inputs.
-        recipe: its method, percentile and smoothing.
+        recipe: its method, percentile and smoothings.
         out: ranges.json.
         count: pictures to draw, spread over the classes; all of them where there are fewer.
         seed: of the draw.
@@ -143,6 +143,7 @@ def calibrate(
         images=len(drawn),
         seed=seed,
         versions=_versions(),
+        proj_smoothing=recipe.proj_smoothing,
     )
     if out.exists():
         known = read_ranges(out)
@@ -155,7 +156,14 @@ def calibrate(
     def batches() -> Iterator[Float32Array]:
         return (batch.inputs for batch in drawn.batches(preprocess, BATCH_SIZE))
 
-    statistics = observe(onnx_ir.load(graph), batches, images=len(drawn), smoothing=recipe.smoothing, progress=progress)
+    statistics = observe(
+        onnx_ir.load(graph),
+        batches,
+        images=len(drawn),
+        smoothing=recipe.smoothing,
+        proj_smoothing=recipe.proj_smoothing,
+        progress=progress,
+    )
     ranges = ranges_from(statistics, recipe, provenance, tuple(item.name for item in drawn.items), notes)
     write_ranges(ranges, out)
     return ranges
@@ -255,7 +263,13 @@ def looks_random(grey: NDArray[Any]) -> bool:
 
 
 def observe(
-    graph: onnx_ir.Model, batches: Batches, *, images: int, smoothing: float = 0.0, progress: Progress = silent
+    graph: onnx_ir.Model,
+    batches: Batches,
+    *,
+    images: int,
+    smoothing: float = 0.0,
+    proj_smoothing: float = 0.0,
+    progress: Progress = silent,
 ) -> Statistics:
     """Both passes over the pictures; the module says what they find.
 
@@ -263,7 +277,7 @@ def observe(
         graph: fused, FP32; left as it is.
         batches: called once a pass.
         images: how many pictures the batches hold together, for the progress.
-        smoothing: exponent; the histograms are of the smoothed activations.
+        smoothing, proj_smoothing: exponents; the histograms are of the smoothed activations.
 
     Raises:
         CalibrationError: activations that are not finite, or passes that differ.
@@ -292,8 +306,10 @@ def observe(
         if seen < 1:
             raise DataError("no images to calibrate on", f"give at least {FEWEST_IMAGES}")
         factors = {}
-        if smoothing > 0:
-            factors = {name: smoothing_factors(largest[name], weight, smoothing) for name, weight in smoothable(graph).items()}
+        for name, place in smoothable(graph).items():
+            exponent = smoothing if place.is_folded else proj_smoothing
+            if exponent > 0:
+                factors[name] = smoothing_factors(largest[name], place.weight, exponent)
         smoothed = {name: float((found / factors[name] if name in factors else found).max()) for name, found in largest.items()}
         histograms = {name: np.zeros(HISTOGRAM_BINS, np.int64) for name in axes}
         again = 0

@@ -75,9 +75,8 @@ def insert_qdq(
     if unknown:
         raise SpecError(f"{unknown[0]} is not a layer that could be quantised", "take names from the sensitivity table")
     lowered = independent_copy(graph)
-    if recipe.smoothing > 0 or ranges.smoothing:
-        require_smoothing(ranges, recipe)
-        smooth(lowered, ranges.smoothing)
+    require_smoothing(ranges, recipe)
+    smooth(lowered, ranges.smoothing)
     pairs: dict[str, onnx_ir.Value] = {}
     for layer in chosen_layers(lowered, recipe, exceptions):
         found = ranges.tensor(layer.tensor, layer.name)
@@ -103,12 +102,12 @@ def require_smoothing(ranges: Ranges, recipe: Recipe) -> None:
     Raises:
         CalibrationError: they were.
     """
-    made = ranges.provenance.smoothing
-    if made != recipe.smoothing:
-        raise CalibrationError(
-            f"the ranges were calibrated with smoothing {made:g}, the recipe has {recipe.smoothing:g}",
-            "calibrate again with this recipe",
-        )
+    for name in ("smoothing", "proj_smoothing"):
+        made, wanted = getattr(ranges.provenance, name), getattr(recipe, name)
+        if made != wanted:
+            raise CalibrationError(
+                f"the ranges were calibrated with {name} {made:g}, the recipe has {wanted:g}", "calibrate again with this recipe"
+            )
 
 
 def quantized_weight(

@@ -37,6 +37,7 @@ class Provenance:
         images: how many were drawn.
         seed: of the draw.
         versions: package -> version.
+        proj_smoothing: exponent; 0 without.
     """
 
     graph_sha256: str
@@ -49,6 +50,7 @@ class Provenance:
     images: int
     seed: int
     versions: Mapping[str, str] = field(default_factory=dict)
+    proj_smoothing: float = 0.0
 
     def differences(self, other: Provenance) -> tuple[str, ...]:
         """What differs, in words; empty where both are the same."""
@@ -67,6 +69,7 @@ _WORDS = {
     "images": "the number of images",
     "seed": "the seed",
     "versions": "package versions",
+    "proj_smoothing": "the smoothing of proj",
 }
 
 
@@ -93,7 +96,7 @@ class Ranges:
     Attributes:
         provenance: what it depends on.
         tensors: by the tensor's name in the fused graph.
-        smoothing: factors by the name of a LayerNorm's output: that tensor is divided by them, per channel [C].
+        smoothing: factors by the name of a Linear's input: that tensor is divided by them, per channel [C].
         pictures: names of the drawn images.
         notes: what the user should know, one sentence each.
     """

@@ -22,19 +22,23 @@ from gmf_edge.precision.recipe import RECIPES, Recipe
 from gmf_edge.precision.smoothing import smooth, smoothing_factors
 from gmf_edge.rewrite.bodies import inline_bodies
 
-EVERYTHING = Recipe(dense_convolutions=True, first_convolution=True, depthwise=True, residual_adds=True, head=True, min_features=1)
+LINEARS = Recipe(proj=True)
+EVERYTHING = dataclasses.replace(
+    LINEARS, dense_convolutions=True, first_convolution=True, depthwise=True, residual_adds=True, head=True, min_features=1
+)
 NO_PROVENANCE = Provenance("", None, "", {}, "mse", 0.0, 0.0, 32, 0)
 
 
 def found_ranges(graph, images, recipe, count=64):
     drawn = draw(images, count)
-    statistics = observe(graph, lambda: (b.inputs for b in drawn.batches(PREPROCESS, 16)), images=count, smoothing=recipe.smoothing)
-    return ranges_from(statistics, recipe, dataclasses.replace(NO_PROVENANCE, smoothing=recipe.smoothing))
+    exponents = {"smoothing": recipe.smoothing, "proj_smoothing": recipe.proj_smoothing}
+    statistics = observe(graph, lambda: (b.inputs for b in drawn.batches(PREPROCESS, 16)), images=count, **exponents)
+    return ranges_from(statistics, recipe, dataclasses.replace(NO_PROVENANCE, **exponents))
 
 
 @pytest.fixture(scope="module")
 def ranges(fused_path, digits):
-    return found_ranges(onnx_ir.load(fused_path), digits, Recipe())
+    return found_ranges(onnx_ir.load(fused_path), digits, LINEARS)
 
 
 def nodes_of(graph, *op_types):
@@ -60,17 +64,17 @@ def test_residual_reads_its_skip_input(fused):
     assert not any(layer.tensor in linears for layer in residuals)
 
 
-def test_balanced_quantises_linears_and_nothing_else(fused, ranges):
+def test_balanced_quantises_linears_but_proj_and_nothing_else(fused, ranges):
     lowered = insert_qdq(fused, ranges, RECIPES["balanced"])
     quantizers = nodes_of(lowered, "QuantizeLinear")
-    assert len(quantizers) == 4 * 5
+    assert len(quantizers) == 3 * 5
     readers = {use.node.op_type for node in nodes_of(lowered, "DequantizeLinear") for use in node.outputs[0].uses()}
     assert readers == {"MatMul"}
 
 
 @pytest.mark.parametrize("option", sorted(set(OPTION_OF_KIND.values())))
 def test_each_option_adds_its_kinds_alone(fused, option):
-    nothing = Recipe(qkv=False, proj=False, mlp=False)
+    nothing = Recipe(qkv=False, mlp=False)
     assert chosen_layers(fused, nothing) == []
     chosen = chosen_layers(fused, dataclasses.replace(nothing, **{option: True}))
     assert chosen
@@ -90,8 +94,8 @@ def test_attention_and_layer_norm_are_left_alone(fused, ranges):
 def test_exceptions_and_keep_leave_a_layer_as_it_was(fused, ranges):
     name = "groupmixformer_backbone.1.gma_stage.0.mlp.fc1/MatMul"
     for lowered in (
-        insert_qdq(fused, ranges, Recipe(), exceptions=frozenset({name})),
-        insert_qdq(fused, ranges, Recipe(keep=("*backbone.1*.mlp.fc1/*",))),
+        insert_qdq(fused, ranges, LINEARS, exceptions=frozenset({name})),
+        insert_qdq(fused, ranges, Recipe(proj=True, keep=("*backbone.1*.mlp.fc1/*",))),
     ):
         node = next(node for node in lowered.graph if node.name == name)
         assert node.inputs[0].producer().op_type == "LayerNormalization"
@@ -101,7 +105,7 @@ def test_exceptions_and_keep_leave_a_layer_as_it_was(fused, ranges):
 
 def test_unknown_exception_is_refused(fused, ranges):
     with pytest.raises(SpecError, match="fc9 is not a layer"):
-        insert_qdq(fused, ranges, Recipe(), exceptions=frozenset({"fc9"}))
+        insert_qdq(fused, ranges, LINEARS, exceptions=frozenset({"fc9"}))
 
 
 def test_small_linears_stay(fused):
@@ -187,25 +191,27 @@ def test_the_graph_given_is_left_as_it_is(fused, ranges):
 def test_fp16_scales_need_opset_19(fused, ranges):
     fused.opset_imports[""] = 17
     with pytest.raises(SpecError, match="need opset 19"):
-        insert_qdq(fused, ranges, Recipe(), scales="float16")
+        insert_qdq(fused, ranges, LINEARS, scales="float16")
 
 
 def test_ranges_of_another_graph_are_refused(fused, ranges):
     tensors = {name: found for name, found in ranges.tensors.items() if not name.startswith("gelu")}
     with pytest.raises(CalibrationError, match=r"have none for gelu, which .*fc2/MatMul reads"):
-        insert_qdq(fused, dataclasses.replace(ranges, tensors=tensors), Recipe())
+        insert_qdq(fused, dataclasses.replace(ranges, tensors=tensors), LINEARS)
 
 
 def test_ranges_of_another_smoothing_are_refused(fused, ranges):
-    with pytest.raises(CalibrationError, match=r"smoothing 0, the recipe has 0\.5"):
+    with pytest.raises(CalibrationError, match=r"with smoothing 0, the recipe has 0\.5"):
         insert_qdq(fused, ranges, Recipe(smoothing=0.5))
+    with pytest.raises(CalibrationError, match="with proj_smoothing 0, the recipe has 1"):
+        insert_qdq(fused, ranges, Recipe(proj_smoothing=1.0))
 
 
 # ONNX Runtime and the FP16 lowering
 
 
 def test_onnx_runtime_multiplies_in_integers(fused, ranges, tmp_path):
-    portable_session(insert_qdq(fused, ranges, Recipe()), tmp_path, tmp_path / "optimized.onnx")
+    portable_session(insert_qdq(fused, ranges, LINEARS), tmp_path, tmp_path / "optimized.onnx")
     optimized = onnx.load(tmp_path / "optimized.onnx")
     kinds = [node.op_type for node in optimized.graph.node]
     assert kinds.count("MatMulIntegerToFloat") == 4 * 5
@@ -229,11 +235,12 @@ def cosine(a, b):
     return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).mean())
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_pico_loses_nothing_in_int8(fused, fused_path, digits, test_digits, logits, seed, tmp_path):
-    found = calibrate(fused_path, digits, PREPROCESS, Recipe(), out=tmp_path / "ranges.json", count=200, seed=seed)
+@pytest.mark.parametrize(("recipe", "seed"), [("balanced", 0), ("balanced", 1), ("balanced", 2), ("fastest", 0), ("accurate", 0)])
+def test_pico_loses_nothing_in_int8(fused, fused_path, digits, test_digits, logits, recipe, seed, tmp_path):
+    recipe = RECIPES[recipe]
+    found = calibrate(fused_path, digits, PREPROCESS, recipe, out=tmp_path / "ranges.json", count=100, seed=seed)
     reference = logits(fused, test_digits)
-    quantized = logits(insert_qdq(fused, found, Recipe()), test_digits)
+    quantized = logits(insert_qdq(fused, found, recipe), test_digits)
     hits, hits_quantized = (100 * float((x.argmax(1) == test_digits.labels).mean()) for x in (reference, quantized))
     assert hits > 99
     assert hits - hits_quantized <= 0.3
@@ -243,16 +250,31 @@ def test_pico_loses_nothing_in_int8(fused, fused_path, digits, test_digits, logi
 # the helps
 
 
-@pytest.mark.parametrize("exponent", [0.3, 0.5, 1.0])
-def test_smoothing_is_exact_in_fp32(fused, ranges, digits, logits, exponent):
+@pytest.mark.parametrize(("exponent", "proj_exponent", "places"), [(0.5, 0.0, 10), (0.0, 1.0, 5), (1.0, 0.3, 15)])
+def test_smoothing_is_exact_in_fp32(fused, digits, logits, exponent, proj_exponent, places):
     smoothed = fused.clone()
-    found = found_ranges(fused, digits, Recipe(smoothing=exponent), 32)
-    assert len(found.smoothing) == 2 * 5
+    found = found_ranges(fused, digits, Recipe(smoothing=exponent, proj_smoothing=proj_exponent), 32)
+    assert len(found.smoothing) == places
     smooth(smoothed, found.smoothing)
     images = draw(digits, 32, 1)
     reference = logits(fused, images)
     assert np.abs(logits(smoothed, images) - reference).max() <= 1e-4 * np.abs(reference).max()
-    assert len(list(smoothed.graph)) == len(list(fused.graph))
+    # a LayerNorm takes the factors in, proj needs a Mul
+    assert len(list(smoothed.graph)) == len(list(fused.graph)) + (5 if proj_exponent else 0)
+
+
+def test_smoothed_proj_is_quantised_after_its_mul(fused, digits):
+    recipe = Recipe(proj=True, proj_smoothing=1.0)
+    ranges = found_ranges(fused, digits, recipe, 32)
+    lowered = insert_qdq(fused, ranges, recipe)
+    muls = [node for node in lowered.graph if node.op_type == "Mul"]
+    assert len(muls) == 5
+    for node in muls:
+        (use,) = node.outputs[0].uses()
+        assert use.node.op_type == "QuantizeLinear"
+        largest = ranges.tensors[node.outputs[0].name].largest
+        channels = np.array(ranges.tensors[node.outputs[0].name].channel_largest) / np.array(ranges.smoothing[node.outputs[0].name])
+        assert largest == pytest.approx(channels.max(), rel=1e-5)
 
 
 def test_smoothing_factors_by_the_formula():
@@ -313,8 +335,8 @@ def test_bias_correction_of_a_depthwise_convolution_reads_its_own_channel(fused)
 
 
 def test_bias_correction_changes_biases_and_nothing_else(fused, ranges, digits, logits):
-    plain = insert_qdq(fused, ranges, Recipe())
-    corrected = insert_qdq(fused, ranges, Recipe(bias_correction=True))
+    plain = insert_qdq(fused, ranges, LINEARS)
+    corrected = insert_qdq(fused, ranges, Recipe(proj=True, bias_correction=True))
     assert [node.op_type for node in plain.graph] == [node.op_type for node in corrected.graph]
     changed = {name for name in corrected.graph.initializers if name not in plain.graph.initializers}
     assert len(changed) == 4 * 5
@@ -326,6 +348,6 @@ def test_bias_correction_changes_biases_and_nothing_else(fused, ranges, digits, 
 
 def test_tensor_that_is_all_zero_gets_a_scale(fused, ranges):
     silent = {name: dataclasses.replace(found, threshold=0.0, largest=0.0) for name, found in ranges.tensors.items()}
-    lowered = insert_qdq(fused, dataclasses.replace(ranges, tensors=silent), Recipe())
+    lowered = insert_qdq(fused, dataclasses.replace(ranges, tensors=silent), LINEARS)
     assert all(float(node.inputs[1].const_value.numpy()) == 1.0 for node in nodes_of(lowered, "QuantizeLinear"))
     assert isinstance(silent["images"], TensorRange)

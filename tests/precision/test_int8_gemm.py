@@ -17,6 +17,7 @@ from gmf_edge.precision.ranges import Provenance
 from gmf_edge.precision.recipe import Recipe
 
 LINEARS = 4 * 5
+RECIPE = Recipe(proj=True)
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +28,12 @@ def inputs(digits):
 @pytest.fixture(scope="module")
 def ranges(fused_path, inputs):
     statistics = observe(onnx_ir.load(fused_path), lambda: [inputs], images=len(inputs))
-    return ranges_from(statistics, Recipe(), Provenance("", None, "", {}, "mse", 0.0, 0.0, len(inputs), 0))
+    return ranges_from(statistics, RECIPE, Provenance("", None, "", {}, "mse", 0.0, 0.0, len(inputs), 0))
 
 
 @pytest.fixture
 def lowered(fused, ranges):
-    return insert_qdq(fused, ranges, Recipe())
+    return insert_qdq(fused, ranges, RECIPE)
 
 
 def run(graph, inputs, folder, optimized=None):
@@ -91,7 +92,7 @@ def test_biases_are_rounded_to_half_a_product(lowered):
 
 def test_exceptions_stay_matmuls(fused, ranges, inputs, tmp_path):
     name = "groupmixformer_backbone.1.gma_stage.0.mlp.fc1/MatMul"
-    gemms, changed = linears_as_gemm(insert_qdq(fused, ranges, Recipe(), exceptions=frozenset({name})))
+    gemms, changed = linears_as_gemm(insert_qdq(fused, ranges, RECIPE, exceptions=frozenset({name})))
     assert changed == LINEARS - 1
     assert [node.name for node in gemms.graph if node.op_type == "MatMul"] == [name]
     assert np.isfinite(run(gemms, inputs[:2], tmp_path)).all()
@@ -105,7 +106,7 @@ def test_float_graph_is_returned_as_it_is(fused):
 
 def test_bias_beyond_int32_stays_outside(fused, ranges):
     tiny = {name: dataclasses.replace(found, threshold=1e-9) for name, found in ranges.tensors.items()}
-    lowered = insert_qdq(fused, dataclasses.replace(ranges, tensors=tiny), Recipe())
+    lowered = insert_qdq(fused, dataclasses.replace(ranges, tensors=tiny), RECIPE)
     gemms, changed = linears_as_gemm(lowered)
     assert changed < LINEARS
     assert sum(node.op_type == "MatMul" for node in gemms.graph) == LINEARS - changed

@@ -51,7 +51,7 @@ def test_foreign_ranges_are_refused_by_name(path, changes, words):
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Provenance)])
 def test_every_field_of_the_provenance_makes_a_cache_stale(field):
-    other = {"preprocess": {}, "versions": {}}.get(field, "other")
+    other = {"preprocess": {}, "versions": {}, "proj_smoothing": 0.3}.get(field, "other")
     assert len(MADE.differences(dataclasses.replace(MADE, **{field: other}))) == 1
     assert MADE.differences(MADE) == ()
 

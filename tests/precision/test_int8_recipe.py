@@ -48,6 +48,7 @@ def test_options_left_out_have_their_defaults(tmp_path):
         ("qkv = 1", "qkv is 1"),
         ("smoothing = true", "smoothing is True"),
         ("smoothing = nan", "smoothing is nan"),
+        ("proj_smoothing = 2", "proj_smoothing is 2"),
         ("percentile = 100.5", "percentile is 100.5"),
         ("min_features = 0", "min_features is 0"),
         ("keep = [1]", r"keep is \[1\]"),
