@@ -6,7 +6,7 @@ One precision may need more than one graph, because runtimes differ in who decid
 FP32      FP32                                   the same                                the same
 FP16      FP16 with FP32 islands                 the same, builder flags on top          the same
 INT8      Q/DQ with FP16 scales, FP16 elsewhere  Q/DQ with FP32 scales, FP32 elsewhere:  as weak: FP16 has no kernels
-                                                 builder flags make the rest FP16,       on a CPU
+                                                 builder flags make the rest FP16,       on a CPU; Linears as integer Gemm
                                                  casts there would part Q/DQ from GEMM
 """
 
@@ -24,6 +24,7 @@ from gmf_edge.precision.fp16 import to_fp16
 from gmf_edge.precision.fp16_range import activation_ranges, islands_for
 from gmf_edge.precision.int8 import insert_qdq
 from gmf_edge.precision.int8_layers import chosen_layers
+from gmf_edge.precision.integer_gemm import linears_as_gemm
 from gmf_edge.precision.ranges import Ranges
 from gmf_edge.precision.recipe import Recipe
 from gmf_edge.spec import Precision
@@ -40,7 +41,7 @@ class Quantization:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for the key of a stage."""
-        return {"ranges": self.ranges.to_json(), "recipe": self.recipe.to_json(), "exceptions": sorted(self.exceptions)}
+        return {"ranges": self.ranges.to_json(), "recipe": self.recipe.to_json(), "exceptions": sorted(self.exceptions), "search": self.search}
 
 
 @dataclass(frozen=True)
@@ -110,4 +111,4 @@ def lower_precision(
         "notes": list(found.notes),
         "search": None if quantization.search is None else dict(quantization.search),
     }
-    return Lowered(strong, weak, weak, {"ranges": ranges.to_json(), **report.to_json(), "int8": int8})
+    return Lowered(strong, weak, linears_as_gemm(weak)[0], {"ranges": ranges.to_json(), **report.to_json(), "int8": int8})
