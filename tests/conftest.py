@@ -130,6 +130,12 @@ def odd_pico(odd_spec: gmf_edge.BuildSpec, made_once: Callable[[str, Callable[[P
 
 
 @pytest.fixture
+def brief_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds measure latency for a moment only: these tests are not about its value."""
+    monkeypatch.setattr("gmf_edge.deploy.BUILD_DURATION_S", 0.05)
+
+
+@pytest.fixture
 def copied(tmp_path: Path) -> Callable[[Path], Path]:
     """copied(bundle): a copy that may be changed."""
 

@@ -26,6 +26,7 @@ from gmf_edge.engines.protocol import FloatArray
 from gmf_edge.engines.tensorrt import TensorRTBackend
 from gmf_edge.weights import UNTRAINED
 
+pytestmark = pytest.mark.usefixtures("brief_latency")
 PACKAGED = Path(gmf_edge.__file__).parent / "assets"
 TEST_SET = PACKAGED / "pico-digits-test.zip"
 
