@@ -5,7 +5,6 @@ choose a backend -> build -> open -> parity at every batch size and on the evalu
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -81,7 +80,8 @@ def deploy_bundle(
         engine_files = {REPORT, *source.manifest.engine_files}
         for name in source.manifest.files:
             if name not in engine_files:
-                _link_or_copy(source.path(name), temporary / name)
+                # copied, not linked: ONNX's loaders refuse weights of which the file system knows a second name
+                shutil.copyfile(source.path(name), temporary / name)
         images = _evaluation_images(source, eval_data, stack)
         result = complete(
             Bundle(temporary, source.manifest),
@@ -384,11 +384,3 @@ def _parity(engine: Engine, bundle: Bundle, images: ImageSet | None, progress: P
         batch_numerics=numerics,
         progress=progress,
     )
-
-
-def _link_or_copy(source: Path, copy: Path) -> None:
-    """A second name for the same bytes where the file system can, because weights are large and are not changed here."""
-    try:
-        os.link(source, copy)
-    except OSError:
-        shutil.copyfile(source, copy)
