@@ -502,8 +502,8 @@ def test_a_disk_that_fills_up_leaves_the_old_bundle_and_nothing_else(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
 
     monkeypatch.setattr(shutil, "copyfile", full)
-    for command in ("build", "export"):
-        one_clear_error(gmf(command, "--fp16", "--output", folder), 4, "No space left on device")
+    for command in (("build", "--fp16"), ("export", "--fp16"), ("deploy", pico_export)):
+        one_clear_error(gmf(*command, "--output", folder), 4, "No space left on device")
     assert os.listdir(tmp_path) == [folder.name]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert open_bundle(folder).manifest.precision.value == "fp32"
