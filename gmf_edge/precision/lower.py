@@ -41,7 +41,12 @@ class Quantization:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for the key of a stage."""
-        return {"ranges": self.ranges.to_json(), "recipe": self.recipe.to_json(), "exceptions": sorted(self.exceptions), "search": self.search}
+        return {
+            "ranges": self.ranges.to_json(),
+            "recipe": self.recipe.to_json(),
+            "exceptions": sorted(self.exceptions),
+            "search": self.search,
+        }
 
 
 @dataclass(frozen=True)

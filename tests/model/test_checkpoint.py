@@ -73,14 +73,16 @@ LAYOUTS: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
     "state_dict": (lambda w: {"state_dict": w, "optimizer": {}}, 'under "state_dict"'),
     "model_ema": (lambda w: {"model_ema": w}, 'under "model_ema"'),
     "both": (
-        lambda w: {"model_ema": {k: v * 0 for k, v in w.items()}, "model": w}, '"model_ema" is there too and was not taken',
+        lambda w: {"model_ema": {k: v * 0 for k, v in w.items()}, "model": w},
+        '"model_ema" is there too and was not taken',
     ),
     "nested": (lambda w: {"model": {"state_dict": w}}, 'under "model", under "state_dict"'),
     "module": (lambda w: {"model": {f"module.{k}": v for k, v in w.items()}}, '"module." prefixes removed'),
     "module twice": (lambda w: {f"module.model.{k}": v for k, v in w.items()}, '"module." and "model." prefixes removed'),
     "compiled": (lambda w: {f"_orig_mod.{k}": v for k, v in w.items()}, '"_orig_mod." prefixes removed'),
     "averaged": (
-        lambda w: {"n_averaged": torch.tensor(4), **{f"module.{k}": v for k, v in w.items()}}, '"module." prefixes removed',
+        lambda w: {"n_averaged": torch.tensor(4), **{f"module.{k}": v for k, v in w.items()}},
+        '"module." prefixes removed',
     ),
     "training": (as_training_file, "epoch 28"),
 }
@@ -368,8 +370,12 @@ def test_an_origin_survives_json_and_says_when_nothing_was_trained() -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        ("found", None, None, ""), ("random", "a.pth", None, ""), ("checkpoint", None, "0" * 64, ""),
-        ("checkpoint", "/home/me/a.pth", "0" * 64, ""), ("checkpoint", "a.pth", "0", ""), ("packaged", "a.pth", None, ""),
+        ("found", None, None, ""),
+        ("random", "a.pth", None, ""),
+        ("checkpoint", None, "0" * 64, ""),
+        ("checkpoint", "/home/me/a.pth", "0" * 64, ""),
+        ("checkpoint", "a.pth", "0", ""),
+        ("packaged", "a.pth", None, ""),
     ],
 )
 def test_an_impossible_origin_is_refused(values: tuple[Any, ...]) -> None:

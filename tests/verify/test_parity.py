@@ -78,8 +78,12 @@ def numbered(n: int, size: int = 4) -> Iterator[FloatArray]:
 def table_report(reference: NDArray[Any], engine: NDArray[Any], labels: list[int] | None = None, **options: Any) -> ParityReport:
     n = len(reference)
     return measure(
-        TableEngine(engine), numbered(n), reference, names=[f"{i}.png" for i in range(n)],
-        labels=None if labels is None else np.array(labels), **options,
+        TableEngine(engine),
+        numbered(n),
+        reference,
+        names=[f"{i}.png" for i in range(n)],
+        labels=None if labels is None else np.array(labels),
+        **options,
     )
 
 
@@ -92,8 +96,12 @@ def full_report(engine: ArrayEngine, sizes: tuple[int, ...] = (1, 4, 8), labelle
     images = drawn_images(60, seed=3)
     reference = linear_model(images)
     return measure(
-        engine, (images[i : i + 7] for i in range(0, 60, 7)), reference, names=[str(i) for i in range(60)],
-        labels=reference.argmax(1) if labelled else None, batch_numerics=golden_numerics(engine, sizes),
+        engine,
+        (images[i : i + 7] for i in range(0, 60, 7)),
+        reference,
+        names=[str(i) for i in range(60)],
+        labels=reference.argmax(1) if labelled else None,
+        batch_numerics=golden_numerics(engine, sizes),
     )
 
 
@@ -114,7 +122,13 @@ def test_accuracy_by_hand() -> None:
     assert report.min_cosine == pytest.approx(0.6)
     flips = report.to_json()["flips"]
     assert flips[0] == {
-        "image": "1.png", "label": "b", "reference": "b", "engine": "c", "margin": 2.0, "error": 3.0, "near_tie": False,
+        "image": "1.png",
+        "label": "b",
+        "reference": "b",
+        "engine": "c",
+        "margin": 2.0,
+        "error": 3.0,
+        "near_tie": False,
     }
     assert [(f["image"], f["label"], f["reference"], f["engine"]) for f in flips[1:]] == [("2.png", "c", "a", "c")]
     low, high = report.interval_95 or (0, 0)
