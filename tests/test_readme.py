@@ -61,8 +61,9 @@ def test_every_file_it_names_exists() -> None:
 
 
 def test_every_verb_of_its_table_exists() -> None:
-    verbs = re.findall(r"^\| `([a-z]+)", README, re.MULTILINE)
+    table = README.split("## The verbs")[1].split("Every verb takes")[0]
+    verbs = re.findall(r"^\| `([a-z]+)", table, re.MULTILINE)
+    assert len(verbs) >= 8
     text = run([sys.executable, "-m", "gmf_edge", "--help"], ROOT)
-    for verb in dict.fromkeys(verbs):
-        if verb not in ("portable", "plugin", "weights", "golden", "manifest"):
-            assert re.search(rf"^\s+{verb}\b", text, re.MULTILINE), verb
+    for verb in verbs:
+        assert re.search(rf"^\s+{verb}\b", text, re.MULTILINE), verb
