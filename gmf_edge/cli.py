@@ -42,6 +42,10 @@ out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty()
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+# of the INT8 layers that `inspect` names
+WORST_LAYERS = 3
+
+
 class BackendName(str, Enum):
     """Choices of --backend."""
 
@@ -668,6 +672,8 @@ def _show_bundle(bundle: Any, layers: int) -> None:
     for key in ("near", "beyond"):
         for name, size in manifest.lowering.get("ranges", {}).get(key, {}).items():
             out.print(f"activation {key} FP16's range: {name} reaches {size:.0f}", markup=False)
+    for row in sorted(manifest.lowering.get("int8", {}).get("layer_snr", []), key=_output_db)[:WORST_LAYERS]:
+        out.print(f"INT8 layer with the largest error: {row['layer']}, {_output_db(row):.1f} dB", markup=False)
     _show_files(manifest.files)
     if report is None:
         out.print("not deployed yet")
@@ -681,6 +687,11 @@ def _show_bundle(bundle: Any, layers: int) -> None:
         )
     out.print(table)
     out.print(f"{'PASSED' if report['passed'] else 'FAILED'}: {report['reason']}", markup=False)
+
+
+def _output_db(row: Mapping[str, Any]) -> float:
+    """Signal-to-noise ratio of a layer's output; JSON has null for a layer without error."""
+    return float("inf") if row["output_db"] is None else float(row["output_db"])
 
 
 def _show_files(files: Mapping[str, Mapping[str, Any]]) -> None:

@@ -57,6 +57,9 @@ def test_int8_that_pays_is_delivered_with_its_ranges(timing: Callable[[bool], No
     layers = bundle.manifest.lowering["int8"]["layers"]
     for linear in ("att.qkv/MatMul", "mlp.fc1/MatMul", "mlp.fc2/MatMul"):
         assert sum(layer.endswith(linear) for layer in layers) == 5  # blocks of pico
+    noise = bundle.manifest.lowering["int8"]["layer_snr"]
+    assert {row["layer"] for row in noise} == set(layers)
+    assert all(20 < row["output_db"] < 90 for row in noise)  # 8 bits give some 30 to 50 dB
     assert gmf_edge.verify_bundle(tmp_path / "b").passed
 
 

@@ -27,6 +27,7 @@ from gmf_edge.precision.int8_layers import chosen_layers
 from gmf_edge.precision.integer_gemm import linears_as_gemm
 from gmf_edge.precision.ranges import Ranges
 from gmf_edge.precision.recipe import Recipe
+from gmf_edge.precision.sensitivity import layer_snr
 from gmf_edge.spec import Precision
 
 
@@ -54,7 +55,7 @@ class Lowered:
     """Fused graphs for the three kinds of runtime, and what was found and done, for the manifest.
 
     facts has "ranges" (fp16_range.RangeReport), "islands", "overflowing_weights", "flushed_weights" (fp16.Fp16Report) and, for INT8,
-    "int8": {"layers", "exceptions", "recipe", "calibration", "notes"}; all empty or absent for FP32.
+    "int8": {"layers", "exceptions", "recipe", "calibration", "notes", "layer_snr", "search"}; all empty or absent for FP32.
     """
 
     strong: onnx_ir.Model
@@ -89,7 +90,8 @@ def lower_precision(
         if io_dtype == "float16":
             to_fp16(fused, {str(node.name): "FP32 was asked for" for node in fused.graph}, io_dtype)
         return Lowered(fused, fused, fused, {})
-    ranges = activation_ranges(inline(fused), batches)
+    seen = list(batches)
+    ranges = activation_ranges(inline(fused), seen)
     islands = islands_for(fused, ranges.beyond)
     if precision is Precision.FP16:
         report = to_fp16(fused, islands, io_dtype)
@@ -114,6 +116,7 @@ def lower_precision(
             "images_sha256": found.provenance.images_sha256,
         },
         "notes": list(found.notes),
+        "layer_snr": [row.to_json() for row in layer_snr(fused, found, recipe, seen)],
         "search": None if quantization.search is None else dict(quantization.search),
     }
     return Lowered(strong, weak, linears_as_gemm(weak)[0], {"ranges": ranges.to_json(), **report.to_json(), "int8": int8})
