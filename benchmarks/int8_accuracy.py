@@ -21,6 +21,7 @@ import numpy as np
 import onnx_ir
 import onnxruntime as ort
 
+from gmf_edge.artifact import sha256_of
 from gmf_edge.image import Preprocess
 from gmf_edge.imageset import ImageSet
 from gmf_edge.model.checkpoint import load_model
@@ -32,7 +33,6 @@ from gmf_edge.precision.ranges import Provenance
 from gmf_edge.precision.recipe import METHODS, RECIPES, Recipe
 from gmf_edge.rewrite.bodies import inline_bodies
 from gmf_edge.rewrite.passes import rewrite_onnx
-from gmf_edge.weights import file_sha256
 
 ASSETS = Path(__file__).resolve().parents[1] / "gmf_edge" / "assets"
 BATCH_SIZE = 16
@@ -108,7 +108,7 @@ def main() -> None:
         folder = Path(scratch)
         work = options.work or folder
         work.mkdir(parents=True, exist_ok=True)
-        fused_path = work / f"{options.checkpoint.stem}-{options.image_size}-{file_sha256(options.checkpoint)[:12]}-fused.onnx"
+        fused_path = work / f"{options.checkpoint.stem}-{options.image_size}-{sha256_of(options.checkpoint)[:12]}-fused.onnx"
         if not fused_path.exists():
             model, _ = load_model(options.checkpoint, image_size=preprocess.image_size)
             export_plain(model, preprocess.image_size, folder / "plain.onnx")

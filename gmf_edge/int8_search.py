@@ -1,12 +1,11 @@
 """Which layers INT8 leaves out: none, or as few as the gate allows (`--precision auto`).
 
-The gate is asked with ONNX Runtime on the Q/DQ graph, on the same images and by the same judge as the delivered engine: the first
-evaluation images where there are labels or not, else the golden images.
+The gate is asked with ONNX Runtime on the Q/DQ graph, on the same images and by the same judge as the delivered engine: the
+evaluation images where there are any, else the golden images.
 """
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +75,7 @@ def quantization_for(
         evaluate,
         gate=gate,
         state_file=cache_root() / f"search-{digest_of([fused.key, gate, recipe.to_json()])[:24]}.json",
-        budget_minutes=spec.budget_minutes if math.isfinite(spec.budget_minutes) else math.inf,
+        budget_minutes=spec.budget_minutes,
         progress=progress,
     )
     return Quantization(ranges, recipe, found.exceptions, found.to_json())

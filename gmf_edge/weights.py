@@ -8,7 +8,6 @@ random       seeded and untrained: nothing may be claimed about accuracy
 
 from __future__ import annotations
 
-import hashlib
 import string
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from gmf_edge.errors import SpecError
 
 KINDS = ("checkpoint", "packaged", "random")
 UNTRAINED = "UNTRAINED weights: for latency and numerics only"
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -84,16 +82,3 @@ class WeightsOrigin:
             return cls(values["kind"], values["file"], values["sha256"], values["detail"])
         except (KeyError, TypeError) as error:
             raise SpecError(f"not an origin of weights: {error!r}", "the file was written by another version or edited") from error
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes in hexadecimal, read in pieces.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -26,10 +26,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from gmf_edge.artifact import sha256_of
 from gmf_edge.errors import CheckpointError, SpecError
 from gmf_edge.model.groupmixformer import GroupMixFormer
 from gmf_edge.spec import NUM_STAGES, VARIANTS, ModelSpec
-from gmf_edge.weights import WeightsOrigin, file_sha256
+from gmf_edge.weights import WeightsOrigin
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
 SAFETENSORS_SUFFIX = ".safetensors"
@@ -230,7 +231,7 @@ def load_model(
     # what the checkpoint need not have counts training steps
     counters = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in expected.items() if name not in used}
     model.load_state_dict({**counters, **{name: state[name] for name in used}})
-    return model.eval(), WeightsOrigin(kind, path.name, file_sha256(path), ", ".join(words))
+    return model.eval(), WeightsOrigin(kind, path.name, sha256_of(path), ", ".join(words))
 
 
 def _refuse_unreadable(path: Path) -> None:

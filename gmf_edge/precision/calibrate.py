@@ -28,6 +28,7 @@ import onnx_ir
 from numpy.typing import NDArray
 
 from gmf_edge import __version__
+from gmf_edge.artifact import sha256_of
 from gmf_edge.errors import CalibrationError, DataError, SpecError
 from gmf_edge.image import Preprocess, rgb_image
 from gmf_edge.imageset import ImageItem, ImageSet
@@ -35,7 +36,6 @@ from gmf_edge.precision.int8_layers import quantizable_layers
 from gmf_edge.precision.ranges import Provenance, Ranges, TensorRange, read_ranges, write_ranges
 from gmf_edge.precision.recipe import Recipe
 from gmf_edge.precision.smoothing import smoothable, smoothing_factors
-from gmf_edge.weights import file_sha256
 
 Float32Array = NDArray[np.float32]
 # (fraction done 0..1 or None where unknown, what is going on)
@@ -133,7 +133,7 @@ def calibrate(
     drawn = draw(images, count, seed)
     notes = check_images(drawn, wanted=count)
     provenance = Provenance(
-        graph_sha256=file_sha256(graph),
+        graph_sha256=sha256_of(graph),
         checkpoint_sha256=checkpoint_sha256,
         images_sha256=drawn.sha256,
         preprocess=preprocess.to_json(),

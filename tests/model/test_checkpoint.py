@@ -22,11 +22,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gmf_edge.artifact import sha256_of
 from gmf_edge.errors import CheckpointError, SpecError
 from gmf_edge.model.checkpoint import infer_spec, load_model, load_state
 from gmf_edge.model.groupmixformer import random_model
 from gmf_edge.spec import ModelSpec
-from gmf_edge.weights import WeightsOrigin, file_sha256
+from gmf_edge.weights import WeightsOrigin
 
 PICO = ModelSpec.of("pico", 10, (64, 64))
 SIZE = (64, 64)
@@ -99,7 +100,7 @@ def test_every_layout_gives_the_same_weights_and_says_what_it_was(
     assert model.spec == PICO
     assert not model.training
     assert words in origin.detail
-    assert origin == WeightsOrigin("checkpoint", "a.pth", file_sha256(path), origin.detail)
+    assert origin == WeightsOrigin("checkpoint", "a.pth", sha256_of(path), origin.detail)
     for name, value in model.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(value, weights[name]), name
