@@ -30,13 +30,13 @@ import numpy as np
 from gmf_edge import __version__
 from gmf_edge.bundle import is_bundle, open_bundle
 from gmf_edge.deploy import bench_bundle, deploy_bundle, verify_bundle
-from gmf_edge.engines.tensorrt import ENGINE_FILE, inspect_engine, open_engine
-from gmf_edge.engines.tensorrt_cuda import Device, free_memory_mib
-from gmf_edge.engines.tensorrt_doctor import diagnose
-from gmf_edge.engines.tensorrt_options import TensorRTOptions, options_from_trtexec
-from gmf_edge.engines.tensorrt_run import TensorRTEngine
-from gmf_edge.engines.tensorrt_sidecar import Sidecar
-from gmf_edge.engines.tensorrt_versions import TensorRTVersion
+from gmf_edge.engines.tensorrt.backend import ENGINE_FILE, inspect_engine, open_engine
+from gmf_edge.engines.tensorrt.cuda import Device, free_memory_mib
+from gmf_edge.engines.tensorrt.doctor import diagnose
+from gmf_edge.engines.tensorrt.options import TensorRTOptions, options_from_trtexec
+from gmf_edge.engines.tensorrt.run import TensorRTEngine
+from gmf_edge.engines.tensorrt.sidecar import Sidecar
+from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import BundleError, EnvironmentProblem, GmfEdgeError
 
 REPOSITORY = Path(__file__).resolve().parents[1]

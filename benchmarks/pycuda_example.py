@@ -14,9 +14,9 @@ import numpy as np
 import pycuda.autoprimaryctx  # noqa: F401  # the primary context is the one that TensorRT and cuda-python use
 from pycuda import gpuarray
 
-from gmf_edge.engines.tensorrt import ENGINE_FILE, open_engine
-from gmf_edge.engines.tensorrt_options import TensorRTOptions
-from gmf_edge.engines.tensorrt_sidecar import Sidecar
+from gmf_edge.engines.tensorrt.backend import ENGINE_FILE, open_engine
+from gmf_edge.engines.tensorrt.options import TensorRTOptions
+from gmf_edge.engines.tensorrt.sidecar import Sidecar
 
 
 def main(bundle: Path) -> None:

@@ -375,7 +375,7 @@ def inspect(
     from gmf_edge.bundle import open_bundle
 
     if path.is_file():
-        from gmf_edge.engines.tensorrt import inspect_engine
+        from gmf_edge.engines.tensorrt.backend import inspect_engine
 
         _print_json(inspect_engine(path))
         return
@@ -556,7 +556,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Trtexec:
-    """What options in trtexec's spelling ask for; see tensorrt_options.TrtexecRequest."""
+    """What options in trtexec's spelling ask for; see engines.tensorrt.options.TrtexecRequest."""
 
     options: dict[str, Any]
     profile: BatchProfile | None
@@ -565,7 +565,7 @@ class _Trtexec:
 
 
 def _trtexec(arguments: Sequence[str], workspace_mib: int | None) -> _Trtexec:
-    from gmf_edge.engines.tensorrt_options import options_from_trtexec
+    from gmf_edge.engines.tensorrt.options import options_from_trtexec
 
     request = options_from_trtexec(arguments)
     if request.bench:

@@ -12,7 +12,7 @@ from pathlib import Path
 from gmf_edge import __version__
 from gmf_edge.artifact import cache_root
 from gmf_edge.engines.choose import choose_backend
-from gmf_edge.engines.tensorrt_doctor import MISSING, OK, WARNING, Finding, diagnose
+from gmf_edge.engines.tensorrt.doctor import MISSING, OK, WARNING, Finding, diagnose
 from gmf_edge.errors import GmfEdgeError
 
 WORKSTATION = ("torch", "onnx", "onnx-ir", "onnxscript", "safetensors")

@@ -23,7 +23,7 @@ from gmf_edge import cli
 from gmf_edge.bundle import open_bundle
 from gmf_edge.engines.onnxruntime import OnnxRuntimeEngine
 from gmf_edge.engines.protocol import FloatArray
-from gmf_edge.engines.tensorrt import TensorRTBackend
+from gmf_edge.engines.tensorrt.backend import TensorRTBackend
 from gmf_edge.weights import UNTRAINED
 
 pytestmark = pytest.mark.usefixtures("brief_latency")

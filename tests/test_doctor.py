@@ -9,7 +9,7 @@ import pytest
 
 from gmf_edge import doctor
 from gmf_edge.doctor import DEVICE, WORKSTATION, examine
-from gmf_edge.engines.tensorrt_doctor import MISSING, OK, WARNING, Finding
+from gmf_edge.engines.tensorrt.doctor import MISSING, OK, WARNING, Finding
 from gmf_edge.errors import EnvironmentProblem
 
 

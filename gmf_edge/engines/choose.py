@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gmf_edge.engines.onnxruntime import OnnxRuntimeBackend
 from gmf_edge.engines.protocol import Backend
-from gmf_edge.engines.tensorrt import TensorRTBackend
+from gmf_edge.engines.tensorrt.backend import TensorRTBackend
 from gmf_edge.errors import EnvironmentProblem, SpecError
 
 # in order of preference: a GPU that can be used is what the user came for

@@ -9,7 +9,7 @@ import pytest
 from gmf_edge.engines import choose
 from gmf_edge.engines.choose import BACKENDS, backend_named, choose_backend
 from gmf_edge.engines.onnxruntime import OnnxRuntimeBackend
-from gmf_edge.engines.tensorrt import TensorRTBackend
+from gmf_edge.engines.tensorrt.backend import TensorRTBackend
 from gmf_edge.errors import EnvironmentProblem, SpecError
 
 

@@ -16,10 +16,10 @@ import trt_bindings
 from trt_stubs import parameters, python_type, stub
 from trt_usage import Usage
 
-from gmf_edge.engines.tensorrt_versions import TensorRTVersion
+from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 
-ENGINES = Path(__file__).parents[2] / "gmf_edge" / "engines"
-SOURCES = sorted(ENGINES.glob("tensorrt*.py"))
+ENGINES = Path(__file__).parents[2] / "gmf_edge" / "engines" / "tensorrt"
+SOURCES = sorted(ENGINES.glob("*.py"))
 every_version = pytest.mark.parametrize("version", trt_bindings.VERSIONS)
 
 
@@ -100,63 +100,63 @@ def test_the_oracle_sees_what_the_backend_uses(version: str) -> None:
 CONFIG_END = "    if options.tactic_sources is not None:\n"
 MISTAKES = {
     "unguarded FP16 flag": (
-        "tensorrt_build.py",
+        "build.py",
         CONFIG_END,
         "    config.set_flag(trt.BuilderFlag.FP16)\n" + CONFIG_END,
         "BuilderFlag has no member FP16",
         {"11.4.0.106"},
     ),
     "unguarded layer precision": (
-        "tensorrt_build.py",
+        "build.py",
         CONFIG_END,
         "    network.get_layer(0).precision = trt.DataType.FLOAT\n" + CONFIG_END,
         "ILayer has no attribute precision",
         {"11.4.0.106"},
     ),
     "unguarded progress monitor": (
-        "tensorrt_build.py",
+        "build.py",
         "    if version.has_progress_monitor:\n        import",
         "    if True:\n        import",
         "tensorrt has no IProgressMonitor",
         {"8.6.1"},
     ),
     "wrong guard": (
-        "tensorrt_build.py",
+        "build.py",
         "if version.has_same_compute_capability and",
         "if version.has_strip_plan and",
         "HardwareCompatibilityLevel has no member SAME_COMPUTE_CAPABILITY",
         {"10.3.0"},
     ),
     "inverted guard": (
-        "tensorrt_run.py",
+        "run.py",
         "if version.has_device_memory_size_v2:",
         "if not version.has_device_memory_size_v2:",
         "ICudaEngine has no attribute device_memory_size",
         {"8.6.1", "11.4.0.106"},
     ),
     "unknown method": (
-        "tensorrt_run.py",
+        "run.py",
         "context.execute_async_v3(stream)",
         "context.execute_async_v2([], stream)",
         "IExecutionContext has no attribute execute_async_v2",
         {"10.3.0", "10.13.3.9", "11.4.0.106"},
     ),
     "unknown keyword": (
-        "tensorrt_build.py",
+        "build.py",
         "builder.create_network(flags)",
         "builder.create_network(creation_flags=flags)",
         "Builder.create_network takes no such arguments",
         set(trt_bindings.VERSIONS),
     ),
     "read-only property": (
-        "tensorrt_build.py",
+        "build.py",
         CONFIG_END,
         "    config.num_optimization_profiles = 2\n" + CONFIG_END,
         "IBuilderConfig.num_optimization_profiles cannot be set",
         set(trt_bindings.VERSIONS),
     ),
     "callback that is never called": (
-        "tensorrt_run.py",
+        "run.py",
         "def report_layer_time(",
         "def on_layer_time(",
         "IProfiler never calls a method on_layer_time",
@@ -214,7 +214,7 @@ def mypy_says(version: str, files: list[Path]) -> subprocess.CompletedProcess[st
     pytest.importorskip("mypy")
     folder = mypy_folder(version)
     command = [sys.executable, "-m", "mypy", "--config-file", str(folder / "mypy.ini"), "--cache-dir", str(folder / "cache")]
-    repository = ENGINES.parents[1]
+    repository = ENGINES.parents[2]
     environment = {**trt_bindings.environment(folder), "MYPYPATH": f"{folder}:{repository}", "PYTHONPATH": ""}
     return subprocess.run([*command, *map(str, files)], capture_output=True, text=True, cwd=repository, env=environment)
 

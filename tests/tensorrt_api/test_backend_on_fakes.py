@@ -18,9 +18,9 @@ from cuda_fake import FakeCuda
 from trt_fake import CLASSES, FakeModel
 from trt_machine import MakeMachine, expected, images
 
-from gmf_edge.engines.tensorrt import TensorRTBackend, inspect_engine
-from gmf_edge.engines.tensorrt_build import PLUGIN_OP
-from gmf_edge.engines.tensorrt_doctor import MISSING, OK, diagnose
+from gmf_edge.engines.tensorrt.backend import TensorRTBackend, inspect_engine
+from gmf_edge.engines.tensorrt.build import PLUGIN_OP
+from gmf_edge.engines.tensorrt.doctor import MISSING, OK, diagnose
 from gmf_edge.errors import EngineError, EnvironmentProblem, PrecisionError, SpecError, StaleArtifact
 from gmf_edge.spec import OPSET_NEW, OPSET_OLD, BatchProfile, Precision
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import trt_bindings
 
-ENGINES = Path(__file__).parents[2] / "gmf_edge" / "engines"
+ENGINES = Path(__file__).parents[2] / "gmf_edge" / "engines" / "tensorrt"
 # of CUDA 11 (with TensorRT 8.6), 12 (JetPack 6) and 13 (JetPack 7), with what each needs to be imported
 VERSIONS = {"11.8.7": (), "12.8.0": (), "13.5.0": ("cuda-pathfinder==1.5.1",)}
 
@@ -69,7 +69,7 @@ def runtime_of(version: str) -> dict[str, Any]:
 def calls() -> list[tuple[str, int, str]]:
     """(function, number of arguments, where) of each call("name", ...) and runtime().name(...)."""
     found = []
-    for source in sorted(ENGINES.glob("tensorrt*.py")):
+    for source in sorted(ENGINES.glob("*.py")):
         for node in ast.walk(ast.parse(source.read_text())):
             if not isinstance(node, ast.Call):
                 continue

@@ -24,10 +24,10 @@ for name in ("torch", "onnx", "onnxruntime", "typer", "rich"):
     sys.modules[name] = None
 import gmf_edge.deploy
 from gmf_edge.engines.protocol import EngineRequest, Graphs
-from gmf_edge.engines.tensorrt import TensorRTBackend
-from gmf_edge.engines.tensorrt_build import BuildLog, parse_graph, registered_plugins, tactic_source_mask
-from gmf_edge.engines.tensorrt_doctor import diagnose
-from gmf_edge.engines.tensorrt_versions import TensorRTVersion
+from gmf_edge.engines.tensorrt.backend import TensorRTBackend
+from gmf_edge.engines.tensorrt.build import BuildLog, parse_graph, registered_plugins, tactic_source_mask
+from gmf_edge.engines.tensorrt.doctor import diagnose
+from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import GmfEdgeError
 from gmf_edge.spec import BatchProfile, Precision
 from polygraphy.backend.trt import CreateConfig, EngineBytesFromNetwork, Profile

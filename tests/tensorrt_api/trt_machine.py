@@ -18,7 +18,7 @@ from trt_fake import CLASSES, FakeModel, FakeTensorRT
 
 from gmf_edge.artifact import cache_root
 from gmf_edge.engines.protocol import EngineRequest, Graphs
-from gmf_edge.engines.tensorrt import TensorRTBackend
+from gmf_edge.engines.tensorrt.backend import TensorRTBackend
 from gmf_edge.spec import OPSET_NEW, OPSET_OLD, BatchProfile, Precision
 
 

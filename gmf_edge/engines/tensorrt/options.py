@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gmf_edge.engines.tensorrt_versions import TensorRTVersion
+from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import SpecError
 from gmf_edge.spec import BatchProfile, Precision
 

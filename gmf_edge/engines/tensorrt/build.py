@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gmf_edge.engines.protocol import Progress
-from gmf_edge.engines.tensorrt_options import INPUT_NAME, TensorRTOptions
-from gmf_edge.engines.tensorrt_versions import TensorRTVersion
+from gmf_edge.engines.tensorrt.options import INPUT_NAME, TensorRTOptions
+from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import EngineError, EnvironmentProblem
 from gmf_edge.spec import BatchProfile, Precision
 

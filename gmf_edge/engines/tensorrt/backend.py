@@ -1,14 +1,5 @@
 """The TensorRT backend, 8.6 to 11.x: a bundle's graph becomes an engine that is proved to run in the precision that was asked for.
 
-    tensorrt_versions   what each version has; the guards that the API oracle reads
-    tensorrt_options    how to build; trtexec's spellings
-    tensorrt_build      graph -> engine bytes
-    tensorrt_inspect    engine -> layers and their precision; the proof
-    tensorrt_sidecar    what an engine was built for; refusal of foreign ones
-    tensorrt_run        the opened engine: NumPy in and out, GPU arrays without a copy, CUDA graphs, several streams
-    tensorrt_cuda       the CUDA calls of all these
-    tensorrt_doctor     what is here, what is missing, what to do
-
 The order in `build` is: CUDA, then TensorRT, then the bundle's graph for this version; build; open; time and inspect every layer;
 and only a proved engine is written. Nothing is imported before it is needed: the package imports on machines without any of it.
 """
@@ -24,13 +15,13 @@ from typing import Any
 
 from gmf_edge.artifact import cache_root, write_failure
 from gmf_edge.engines.protocol import EngineFacts, EngineRequest, LayerRecord, Progress, silent
-from gmf_edge.engines.tensorrt_build import PLUGIN_OP, BuildJob, BuildLog, build_engine, check_plugin_library, registered_plugins
-from gmf_edge.engines.tensorrt_cuda import Device, free_memory_mib
-from gmf_edge.engines.tensorrt_inspect import prove_precision, read_inspector_json
-from gmf_edge.engines.tensorrt_options import TensorRTOptions
-from gmf_edge.engines.tensorrt_run import TensorRTEngine, deserialize
-from gmf_edge.engines.tensorrt_sidecar import Sidecar, graph_sha256, write_atomically
-from gmf_edge.engines.tensorrt_versions import TensorRTVersion
+from gmf_edge.engines.tensorrt.build import PLUGIN_OP, BuildJob, BuildLog, build_engine, check_plugin_library, registered_plugins
+from gmf_edge.engines.tensorrt.cuda import Device, free_memory_mib
+from gmf_edge.engines.tensorrt.inspect import prove_precision, read_inspector_json
+from gmf_edge.engines.tensorrt.options import TensorRTOptions
+from gmf_edge.engines.tensorrt.run import TensorRTEngine, deserialize
+from gmf_edge.engines.tensorrt.sidecar import Sidecar, graph_sha256, write_atomically
+from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import EngineError, EnvironmentProblem, GmfEdgeError, StaleArtifact
 
 ENGINE_FILE = "engine.plan"

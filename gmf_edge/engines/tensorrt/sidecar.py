@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from gmf_edge.artifact import sha256_of, write_failure
-from gmf_edge.engines.tensorrt_cuda import Device
-from gmf_edge.engines.tensorrt_versions import TensorRTVersion
+from gmf_edge.engines.tensorrt.cuda import Device
+from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import EngineError, StaleArtifact
 
 SCHEMA = 1

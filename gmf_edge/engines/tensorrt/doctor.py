@@ -10,10 +10,10 @@ import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
 
-from gmf_edge.engines.tensorrt import require_polygraphy
-from gmf_edge.engines.tensorrt_build import PLUGIN_OP, check_plugin_library, registered_plugins
-from gmf_edge.engines.tensorrt_cuda import Device, driver_version, free_memory_mib
-from gmf_edge.engines.tensorrt_versions import TensorRTVersion
+from gmf_edge.engines.tensorrt.backend import require_polygraphy
+from gmf_edge.engines.tensorrt.build import PLUGIN_OP, check_plugin_library, registered_plugins
+from gmf_edge.engines.tensorrt.cuda import Device, driver_version, free_memory_mib
+from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import GmfEdgeError
 
 OK, WARNING, MISSING = "ok", "warning", "missing"
@@ -87,7 +87,7 @@ def _driver() -> Finding:
 
 
 def _cuda(device: Device) -> Finding:
-    # a driver of an older major version is no finding but the GPU's problem: see tensorrt_cuda
+    # a driver of an older major version is no finding but the GPU's problem: see cuda.py
     return Finding("CUDA", OK, f"driver supports {device.driver_cuda}, cuda-python is for {device.runtime_cuda}")
 
 

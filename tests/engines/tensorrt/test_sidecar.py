@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from gmf_edge.engines.tensorrt_cuda import Device, cuda_version_text, driver_version
-from gmf_edge.engines.tensorrt_sidecar import Sidecar, graph_sha256, write_atomically
-from gmf_edge.engines.tensorrt_versions import TensorRTVersion
+from gmf_edge.engines.tensorrt.cuda import Device, cuda_version_text, driver_version
+from gmf_edge.engines.tensorrt.sidecar import Sidecar, graph_sha256, write_atomically
+from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import EngineError, EnvironmentProblem, StaleArtifact
 
 ORIN = Device("Orin", "8.7", 16, 7620, True, "12.6", "12.6", "540.4.0", "MAXN")

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from gmf_edge.bundle import GOLDEN, is_bundle, open_bundle
-from gmf_edge.engines.tensorrt import ENGINE_FILE, TensorRTBackend, open_engine
-from gmf_edge.engines.tensorrt_cuda import free_memory_mib
-from gmf_edge.engines.tensorrt_options import TensorRTOptions
-from gmf_edge.engines.tensorrt_run import TensorRTEngine
-from gmf_edge.engines.tensorrt_sidecar import Sidecar
+from gmf_edge.engines.tensorrt.backend import ENGINE_FILE, TensorRTBackend, open_engine
+from gmf_edge.engines.tensorrt.cuda import free_memory_mib
+from gmf_edge.engines.tensorrt.options import TensorRTOptions
+from gmf_edge.engines.tensorrt.run import TensorRTEngine
+from gmf_edge.engines.tensorrt.sidecar import Sidecar
 from gmf_edge.spec import Precision
 from gmf_edge.verify.golden import Golden
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gmf_edge.engines.tensorrt_options import TensorRTOptions, options_from_trtexec
-from gmf_edge.engines.tensorrt_versions import TensorRTVersion
+from gmf_edge.engines.tensorrt.options import TensorRTOptions, options_from_trtexec
+from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import EnvironmentProblem, SpecError
 from gmf_edge.spec import BatchProfile, Precision
 

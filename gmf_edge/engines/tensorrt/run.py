@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gmf_edge.engines.protocol import EngineFacts, FloatArray
-from gmf_edge.engines.tensorrt_arrays import DeviceView, device_view
-from gmf_edge.engines.tensorrt_build import BuildLog, load_plugin_library
-from gmf_edge.engines.tensorrt_cuda import DeviceBuffer, Event, Graph, PinnedArray, Stream
-from gmf_edge.engines.tensorrt_options import INPUT_NAME, OUTPUT_NAME, TensorRTOptions
-from gmf_edge.engines.tensorrt_sidecar import REBUILD
-from gmf_edge.engines.tensorrt_versions import TensorRTVersion
+from gmf_edge.engines.tensorrt.arrays import DeviceView, device_view
+from gmf_edge.engines.tensorrt.build import BuildLog, load_plugin_library
+from gmf_edge.engines.tensorrt.cuda import DeviceBuffer, Event, Graph, PinnedArray, Stream
+from gmf_edge.engines.tensorrt.options import INPUT_NAME, OUTPUT_NAME, TensorRTOptions
+from gmf_edge.engines.tensorrt.sidecar import REBUILD
+from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import EngineError
 from gmf_edge.spec import BatchProfile
 

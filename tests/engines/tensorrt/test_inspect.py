@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gmf_edge.engines.tensorrt import trtexec_files
-from gmf_edge.engines.tensorrt_inspect import precision_of_type, precision_shares, prove_precision, read_inspector_json
+from gmf_edge.engines.tensorrt.backend import trtexec_files
+from gmf_edge.engines.tensorrt.inspect import precision_of_type, precision_shares, prove_precision, read_inspector_json
 from gmf_edge.errors import EngineError, PrecisionError
 from gmf_edge.spec import Precision
 

@@ -9,8 +9,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from gmf_edge.engines.tensorrt_arrays import DeviceView, _DLTensor, device_view, is_device_array
-from gmf_edge.engines.tensorrt_cuda import LEGACY_STREAM, Stream
+from gmf_edge.engines.tensorrt.arrays import DeviceView, _DLTensor, device_view, is_device_array
+from gmf_edge.engines.tensorrt.cuda import LEGACY_STREAM, Stream
 from gmf_edge.errors import EngineError
 
 

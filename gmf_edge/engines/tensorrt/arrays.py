@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gmf_edge.engines.tensorrt_cuda import LEGACY_STREAM, Stream
+from gmf_edge.engines.tensorrt.cuda import LEGACY_STREAM, Stream
 from gmf_edge.errors import EngineError
 
 _DL_CUDA, _DL_CUDA_MANAGED = 2, 13
