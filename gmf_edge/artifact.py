@@ -69,6 +69,27 @@ def write_failure(path: Path, error: OSError) -> EnvironmentProblem:
     return EnvironmentProblem(f"cannot write {path}: {reason}", "free space there, or choose a writable --output")
 
 
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside the path and rename, so that a reader sees the old file or the whole new one.
+
+    Raises:
+        EnvironmentProblem: the folder cannot be written, or the disk is full.
+    """
+    scratch = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name + ".", delete=False) as file:
+            scratch = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.chmod(0o644)
+        scratch.replace(path)
+    except OSError as error:
+        if scratch is not None:
+            scratch.unlink(missing_ok=True)
+        raise write_failure(path, error) from error
+
+
 @contextlib.contextmanager
 def new_folder(destination: Path, *, replace: bool = True) -> Iterator[Path]:
     """A temporary folder beside `destination` that takes its place when the block ends well, and vanishes when it does not.

@@ -100,28 +100,28 @@ def test_the_oracle_sees_what_the_backend_uses(version: str) -> None:
 CONFIG_END = "    if options.tactic_sources is not None:\n"
 MISTAKES = {
     "unguarded FP16 flag": (
-        "build.py",
+        "config.py",
         CONFIG_END,
         "    config.set_flag(trt.BuilderFlag.FP16)\n" + CONFIG_END,
         "BuilderFlag has no member FP16",
         {"11.4.0.106"},
     ),
     "unguarded layer precision": (
-        "build.py",
+        "config.py",
         CONFIG_END,
         "    network.get_layer(0).precision = trt.DataType.FLOAT\n" + CONFIG_END,
         "ILayer has no attribute precision",
         {"11.4.0.106"},
     ),
     "unguarded progress monitor": (
-        "build.py",
+        "progress.py",
         "    if version.has_progress_monitor:\n        import",
         "    if True:\n        import",
         "tensorrt has no IProgressMonitor",
         {"8.6.1"},
     ),
     "wrong guard": (
-        "build.py",
+        "config.py",
         "if version.has_same_compute_capability and",
         "if version.has_strip_plan and",
         "HardwareCompatibilityLevel has no member SAME_COMPUTE_CAPABILITY",
@@ -149,7 +149,7 @@ MISTAKES = {
         set(trt_bindings.VERSIONS),
     ),
     "read-only property": (
-        "build.py",
+        "config.py",
         CONFIG_END,
         "    config.num_optimization_profiles = 2\n" + CONFIG_END,
         "IBuilderConfig.num_optimization_profiles cannot be set",

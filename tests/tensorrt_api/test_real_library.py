@@ -25,8 +25,11 @@ for name in ("torch", "onnx", "onnxruntime", "typer", "rich"):
 import gmf_edge.deploy
 from gmf_edge.engines.protocol import EngineRequest, Graphs
 from gmf_edge.engines.tensorrt.backend import TensorRTBackend
-from gmf_edge.engines.tensorrt.build import BuildLog, parse_graph, registered_plugins, tactic_source_mask
+from gmf_edge.engines.tensorrt.build import parse_graph
+from gmf_edge.engines.tensorrt.config import tactic_source_mask
 from gmf_edge.engines.tensorrt.doctor import diagnose
+from gmf_edge.engines.tensorrt.log import BuildLog
+from gmf_edge.engines.tensorrt.plugins import registered_plugins
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import GmfEdgeError
 from gmf_edge.spec import BatchProfile, Precision

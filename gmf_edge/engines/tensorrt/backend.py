@@ -13,14 +13,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gmf_edge.artifact import cache_root, write_failure
+from gmf_edge.artifact import cache_root, write_atomically, write_failure
 from gmf_edge.engines.protocol import EngineFacts, EngineRequest, LayerRecord, Progress, silent
-from gmf_edge.engines.tensorrt.build import PLUGIN_OP, BuildJob, BuildLog, build_engine, check_plugin_library, registered_plugins
+from gmf_edge.engines.tensorrt.build import build_engine
+from gmf_edge.engines.tensorrt.config import BuildJob
 from gmf_edge.engines.tensorrt.cuda import Device, free_memory_mib
 from gmf_edge.engines.tensorrt.inspect import prove_precision, read_inspector_json
+from gmf_edge.engines.tensorrt.log import BuildLog
 from gmf_edge.engines.tensorrt.options import TensorRTOptions
+from gmf_edge.engines.tensorrt.plugins import PLUGIN_OP, check_plugin_library, registered_plugins
 from gmf_edge.engines.tensorrt.run import TensorRTEngine, deserialize
-from gmf_edge.engines.tensorrt.sidecar import Sidecar, graph_sha256, write_atomically
+from gmf_edge.engines.tensorrt.sidecar import Sidecar, graph_sha256
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import EngineError, EnvironmentProblem, GmfEdgeError, StaleArtifact
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gmf_edge.engines.tensorrt.backend import require_polygraphy
-from gmf_edge.engines.tensorrt.build import PLUGIN_OP, check_plugin_library, registered_plugins
 from gmf_edge.engines.tensorrt.cuda import Device, driver_version, free_memory_mib
+from gmf_edge.engines.tensorrt.plugins import PLUGIN_OP, check_plugin_library, registered_plugins
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import GmfEdgeError
 

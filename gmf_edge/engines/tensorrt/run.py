@@ -21,9 +21,10 @@ import numpy as np
 
 from gmf_edge.engines.protocol import EngineFacts, FloatArray
 from gmf_edge.engines.tensorrt.arrays import DeviceView, device_view
-from gmf_edge.engines.tensorrt.build import BuildLog, load_plugin_library
 from gmf_edge.engines.tensorrt.cuda import DeviceBuffer, Event, Graph, PinnedArray, Stream
+from gmf_edge.engines.tensorrt.log import BuildLog
 from gmf_edge.engines.tensorrt.options import INPUT_NAME, OUTPUT_NAME, TensorRTOptions
+from gmf_edge.engines.tensorrt.plugins import load_plugin_library
 from gmf_edge.engines.tensorrt.sidecar import REBUILD
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import EngineError

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from gmf_edge.artifact import sha256_of, write_failure
+from gmf_edge.artifact import sha256_of, write_atomically
 from gmf_edge.engines.tensorrt.cuda import Device
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import EngineError, StaleArtifact
@@ -43,27 +41,6 @@ def graph_sha256(graph: Path) -> str:
     parts = [hashlib.sha256(content).hexdigest()]
     parts += [sha256_of(graph.parent / name) for name in sorted(names) if (graph.parent / name).is_file()]
     return parts[0] if len(parts) == 1 else hashlib.sha256(" ".join(parts).encode()).hexdigest()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the path and rename, so that a reader sees the old file or the whole new one.
-
-    Raises:
-        EnvironmentProblem: the folder cannot be written, or the disk is full.
-    """
-    scratch = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name + ".", delete=False) as file:
-            scratch = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.chmod(0o644)
-        scratch.replace(path)
-    except OSError as error:
-        if scratch is not None:
-            scratch.unlink(missing_ok=True)
-        raise write_failure(path, error) from error
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gmf_edge.engines.tensorrt.build import OUT_OF_MEMORY_PATTERN, TOO_LITTLE_WORKSPACE_PATTERN, BuildProgress
+from gmf_edge.engines.tensorrt.log import OUT_OF_MEMORY_PATTERN, TOO_LITTLE_WORKSPACE_PATTERN
+from gmf_edge.engines.tensorrt.progress import BuildProgress
 
 
 class Clock:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from gmf_edge.artifact import write_atomically
 from gmf_edge.engines.tensorrt.cuda import Device, cuda_version_text, driver_version
-from gmf_edge.engines.tensorrt.sidecar import Sidecar, graph_sha256, write_atomically
+from gmf_edge.engines.tensorrt.sidecar import Sidecar, graph_sha256
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import EngineError, EnvironmentProblem, StaleArtifact
 
