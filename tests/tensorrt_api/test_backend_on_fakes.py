@@ -246,9 +246,9 @@ def test_an_old_polygraphy_is_told_apart_from_none(make: MakeMachine, monkeypatc
 def test_out_of_memory_is_tried_again_with_less_workspace(make: MakeMachine, version: str) -> None:
     machine = make(version, FakeModel(build_failures=["Error Code 2: OutOfMemory (Requested size was 3 bytes.)"] * 2))
     machine.build(options={"workspace_mib": 1024})
-    assert [config._pools["WORKSPACE"] >> 20 for config in machine.trt.configs] == [1024, 512, 256]
-    assert machine.sidecar["options"]["workspace_mib"] == 256
-    assert any("repeated with 256 MiB" in note for note in machine.sidecar["notes"])
+    assert [config._pools["WORKSPACE"] >> 20 for config in machine.trt.configs] == [1024, 256, 64]
+    assert machine.sidecar["options"]["workspace_mib"] == 64
+    assert any("repeated with 64 MiB" in note for note in machine.sidecar["notes"])
 
 
 def test_out_of_memory_to_the_end_says_what_to_lower(make: MakeMachine) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import json
+import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -32,7 +34,9 @@ class FakeModel:
         inspector: the engine inspector's answer, or None for one made of `precision`.
         precision: "Half", "Float" or "Int8": what the made-up answer tells of the heavy layers.
         parse_error: what the parser says, or None where it takes the graph.
-        build_failures: messages of the builder, one per failing attempt, before it succeeds.
+        build_failures: one per failing attempt, before it succeeds: the builder's error, or all its messages as (severity, text).
+        unobeyable: the builder has no implementation for pinned layers: it fails where it must obey, and builds where it may prefer.
+        progress_threads: from how many of its threads the builder tells its progress.
         engine_type: DataType member of the engine's input and output.
         plugins: creators known from the start; `library_plugins` those that load_library brings.
         capture_fails: the engine cannot be captured in a CUDA graph.
@@ -43,7 +47,9 @@ class FakeModel:
     inspector: dict[str, Any] | None = None
     precision: str = "Half"
     parse_error: str | None = None
-    build_failures: list[str] = field(default_factory=list)
+    build_failures: list[str | list[tuple[str, str]]] = field(default_factory=list)
+    unobeyable: bool = False
+    progress_threads: int = 1
     engine_type: str = "FLOAT"
     plugins: list[str] = field(default_factory=list)
     library_plugins: list[str] = field(default_factory=list)
@@ -98,6 +104,7 @@ class FakeTensorRT(ModuleType):
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.configs: list[Any] = []
         self.networks: list[Any] = []
+        self.loggers: list[Any] = []
         self.__version__ = described["version"]
         self.types: dict[str, Any] = {}
         self.global_plugins = list(model.plugins)
@@ -173,9 +180,13 @@ class FakeTensorRT(ModuleType):
 
             types[name].__init__ = __init__
 
-        with_init("Builder", lambda owner, logger: setattr(owner, "_logger", logger))
-        with_init("Runtime", lambda owner, logger: setattr(owner, "_logger", logger))
-        with_init("OnnxParser", lambda owner, network, logger: setattr(owner, "_logger", logger))
+        def takes_logger(owner: Any, *arguments: Any) -> None:
+            # the logger is always the last; the first that the library is given becomes its global one
+            owner._logger = arguments[-1]
+            self.loggers.append(arguments[-1])
+
+        for name in ("Builder", "Runtime", "OnnxParser"):
+            with_init(name, takes_logger)
         if "OnnxParserRefitter" in types:
             with_init("OnnxParserRefitter", lambda owner, refitter, logger: None)
         with_init("Refitter", lambda owner, engine, logger: None)
@@ -315,20 +326,55 @@ class FakeTensorRT(ModuleType):
 
     def _build(self, builder: Any, network: Any, config: Any) -> Any:
         monitor = config.__dict__["_values"].get("progress_monitor")
-        if monitor is not None:
-            for name, parent, steps in self.model.progress_phases:
-                monitor.phase_start(name, parent, steps)
-                for step in range(steps):
-                    if not monitor.step_complete(name, step):
-                        return None
-                monitor.phase_finish(name)
+        severity = self.types["ILogger.Severity"]
+        if monitor is not None and not self._tell_progress(monitor):
+            return None
+        if self.model.unobeyable and "OBEY_PRECISION_CONSTRAINTS" in config._flags:
+            # libnvinfer 8.6: its own words
+            builder._logger.log(
+                severity.ERROR,
+                "{ForeignNode[a...b]} requires foreign node optimizations incompatible with int8 precision constraints. "
+                "kOBEY_PRECISION_CONSTRAINTS was set, so treating as error.",
+            )
+            return None
         if self.model.build_failures:
-            severity = self.types["ILogger.Severity"]
-            builder._logger.log(severity.ERROR, self.model.build_failures.pop(0))
+            failure = self.model.build_failures.pop(0)
+            for kind, text in [("ERROR", failure)] if isinstance(failure, str) else failure:
+                builder._logger.log(severity[kind], text)
             return None
         low, opt, high = config._profiles[0]._shapes["images"]
         flags = sorted(config._flags)
         return _Buffer(json.dumps({"fake": self.__version__, "profile": [low[0], opt[0], high[0]], "flags": flags}).encode())
+
+    def _tell_progress(self, monitor: Any) -> bool:
+        """Phases as the builder tells them; False where it stops, as for an exception in step_complete (the bindings' pyCore.cpp)."""
+        go_on = [True]
+
+        def tell(thread: int) -> None:
+            for name, parent, steps in self.model.progress_phases:
+                # inner phases come from the builder's own threads, each with a name of its own
+                label = name if parent is None else f"{name} {thread}"
+                if parent is None and thread:
+                    continue
+                monitor.phase_start(label, parent, steps)
+                for step in range(steps):
+                    try:
+                        stays = monitor.step_complete(label, step)
+                    except BaseException as error:
+                        print(f"[ERROR] Exception caught in step_complete(): {error!r}", file=sys.stderr)
+                        stays = False
+                    if not stays:
+                        go_on[0] = False
+                        return
+                monitor.phase_finish(label)
+
+        threads = [threading.Thread(target=tell, args=(number,)) for number in range(1, self.model.progress_threads)]
+        for thread in threads:
+            thread.start()
+        tell(0)
+        for thread in threads:
+            thread.join()
+        return go_on[0]
 
     def _deserialize(self, runtime: Any, serialized_engine: Any) -> Any:
         try:
