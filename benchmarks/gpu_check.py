@@ -164,7 +164,8 @@ def check_bundle(
         step = "inspect"
         told = inspect_engine(out / ENGINE_FILE)
         run["engine"] = {
-            key: told[key] for key in ("engine", "built_for", "precision_shares", "memory_mib", "weights", "notes", "opened")
+            key: told[key]
+            for key in ("engine", "built_for", "precision_shares", "precision_proof", "memory_mib", "notes", "opened")
         }
         run["engine"]["layers"] = len(told["layers"])
         run["slowest_layers"] = sorted(told["layers"], key=lambda layer: -(layer["time_ms"] or 0))[:10]

@@ -51,6 +51,7 @@ class EngineRequest:
         profile: batch sizes.
         image_size: (H, W) in pixels.
         fp32_islands: names of layers that must stay FP32 (weakly typed builders need to be told).
+        quantised_layers: ONNX node names of the layers that INT8 was asked for; the engine is held against them.
         use_plugin: whether the plugin form may be used.
         options: the backend's own options, checked by it (for TensorRT: workspace_mib, timing_cache, ...).
     """
@@ -60,6 +61,7 @@ class EngineRequest:
     profile: BatchProfile
     image_size: tuple[int, int]
     fp32_islands: tuple[str, ...] = ()
+    quantised_layers: tuple[str, ...] = ()
     use_plugin: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
 

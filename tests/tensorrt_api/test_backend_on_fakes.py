@@ -31,7 +31,7 @@ every_version = pytest.mark.parametrize("version", trt_bindings.VERSIONS)
 def test_build_open_run(make: MakeMachine, version: str) -> None:
     machine = make(version)
     files = machine.build()
-    assert files == ("engine.plan", "engine.plan.json")
+    assert files == ("engine.plan", "engine.plan.json", "engine.plan.layers.json")
     with machine.open(files) as engine:
         for batch in (1, 2, 4, 2):
             np.testing.assert_allclose(engine.infer(images(batch, batch)), expected(images(batch, batch)), rtol=1e-6, atol=1e-6)
@@ -59,7 +59,7 @@ def test_the_graph_fits_the_version(make: MakeMachine, version: str) -> None:
 
 @every_version
 def test_typing_is_weak_with_flags_in_8_and_strong_later(make: MakeMachine, version: str) -> None:
-    machine = make(version, FakeModel(precision="Int8"))
+    machine = make(version, FakeModel(precision="int8"))
     machine.build(precision=Precision.INT8)
     flags = machine.trt.configs[0]._flags
     created = machine.trt.networks[0]._flags
@@ -122,7 +122,7 @@ QDQ = [
 
 def test_an_int8_graph_leaves_all_but_softmax_and_named_islands_to_the_builder_in_8(make: MakeMachine) -> None:
     """For weak typing it is FP32 with Q/DQ, and the FP16 flag is to make FP16 of what is not INT8."""
-    machine = make("8.6.1", FakeModel(layers=QDQ, precision="Int8"))
+    machine = make("8.6.1", FakeModel(layers=QDQ, precision="int8"))
     machine.build(precision=Precision.INT8, fp32_islands=("/head",))
     pinned = {layer.name for layer in machine.trt.networks[0]._layers if layer._output_types}
     # not the transpose between them: there is no implementation of data movement for a pinned type
@@ -131,7 +131,7 @@ def test_an_int8_graph_leaves_all_but_softmax_and_named_islands_to_the_builder_i
 
 
 def test_nothing_is_pinned_for_fp32(make: MakeMachine) -> None:
-    machine = make("8.6.1", FakeModel(layers=ISLAND, precision="Float"))
+    machine = make("8.6.1", FakeModel(layers=ISLAND, precision="fp32"))
     machine.build(precision=Precision.FP32)
     assert not any(layer._output_types for layer in machine.trt.networks[0]._layers)
     assert not {"FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS", "TF32"} & machine.trt.configs[0]._flags
@@ -274,8 +274,8 @@ def test_a_graph_that_the_parser_refuses_is_named(make: MakeMachine, version: st
 
 @every_version
 def test_an_engine_that_stayed_in_fp32_fails_the_build_and_is_not_written(make: MakeMachine, version: str) -> None:
-    machine = make(version, FakeModel(precision="Float"))
-    with pytest.raises(PrecisionError, match=r"no layer of the engine runs in fp16: conv \+ hswish"):
+    machine = make(version, FakeModel(precision="fp32"))
+    with pytest.raises(PrecisionError, match=r"no layer of the engine runs in fp16: stem/Conv \+ stem/HardSwish"):
         machine.build()
     assert not list(machine.out.iterdir())
     assert not machine.cuda.memory, "a failed build leaks memory"
@@ -284,10 +284,10 @@ def test_an_engine_that_stayed_in_fp32_fails_the_build_and_is_not_written(make: 
 def test_too_much_fp32_fails_the_build_by_time(make: MakeMachine) -> None:
     machine = make("10.13.3.9")
     machine.build(options={"max_fp32_share": 0.2})
-    # the fake's times: convolution 2.0 ms, softmax 0.5 ms
-    assert machine.sidecar["precision_shares"] == pytest.approx({"fp16": 0.8, "fp32": 0.2})
-    with pytest.raises(PrecisionError, match=r"20% of the work stayed in FP32 .at most 19%"):
-        machine.build(options={"max_fp32_share": 0.19})
+    # the fake's times: seven products of 2.0 ms, two softmaxes of 0.5 ms
+    assert machine.sidecar["precision_shares"] == pytest.approx({"fp16": 14 / 15, "fp32": 1 / 15})
+    with pytest.raises(PrecisionError, match=r"7% of the work stayed in FP32 .at most 6%"):
+        machine.build(options={"max_fp32_share": 0.06})
 
 
 @every_version
@@ -519,9 +519,10 @@ def test_inspect_tells_layers_precisions_and_memory(make: MakeMachine, version: 
     told = inspect_engine(machine.out / "engine.plan")
     assert told["opened"] is True, told["why_not_opened"]
     assert not machine.calls("Refitter.refit_cuda_engine"), "an engine with weights was refitted"
-    assert [layer["precision"] for layer in told["layers"]] == ["fp32", "fp16", "fp32"]
+    precisions = [layer["precision"] for layer in told["layers"]]
+    assert (precisions[:2], precisions.count("fp16"), precisions[-1]) == (["fp32", "fp16"], 7, "fp32")
     assert told["layers"][1]["time_ms"] == pytest.approx(2.0)
-    assert told["weights"] == 1080
+    assert told["precision_proof"]["verdict"] == "proved"
     assert told["memory_mib"]["activations"] == pytest.approx(3.0)
     machine.cuda.device_error = 35
     closed = inspect_engine(machine.out / "engine.plan")
@@ -581,7 +582,7 @@ def test_a_missing_driver_and_an_old_one_are_told_apart(make: MakeMachine) -> No
         machine.build()
     # a newer driver runs older CUDA
     machine.cuda.runtime_cuda, machine.cuda.driver_cuda = 11080, 13000
-    assert machine.build() == ("engine.plan", "engine.plan.json")
+    assert machine.build() == ("engine.plan", "engine.plan.json", "engine.plan.layers.json")
 
 
 @every_version

@@ -135,7 +135,7 @@ PINNED = [
 
 
 def test_islands_that_cannot_be_obeyed_become_a_preference_and_are_noted(make: MakeMachine) -> None:
-    machine = make("8.6.1", FakeModel(layers=PINNED, precision="Int8", unobeyable=True))
+    machine = make("8.6.1", FakeModel(layers=PINNED, precision="int8", unobeyable=True))
     machine.build(precision=Precision.INT8, profile=BatchProfile(2, 2, 2), fp32_islands=("product", "softmax"))
     first, second = machine.trt.configs
     assert "OBEY_PRECISION_CONSTRAINTS" in first._flags
@@ -246,7 +246,7 @@ def test_an_interrupt_that_tensorrt_swallows_is_raised_after_the_build(make: Mak
 
 
 def test_8_6_says_that_int8_wants_one_batch_size(make: MakeMachine) -> None:
-    machine = make("8.6.1", FakeModel(precision="Int8"))
+    machine = make("8.6.1", FakeModel(precision="int8"))
     machine.build(precision=Precision.INT8)
     assert any("same value for the fastest INT8" in note for note in machine.sidecar["notes"])
     machine.build(precision=Precision.INT8, profile=BatchProfile(2, 2, 2))

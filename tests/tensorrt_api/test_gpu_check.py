@@ -77,14 +77,14 @@ def test_bundles_are_deployed_verified_and_measured(make: MakeMachine, gpu_check
     assert runs["pico-fp16"]["status"] == "passed", runs["pico-fp16"]
     assert [step["batch"] for step in runs["pico-fp16"]["steps"]] == [1, 2, 4]
     assert [entry["batch"] for entry in runs["pico-fp16"]["latency"]] == [1, 2, 4]
-    assert runs["pico-fp16"]["engine"]["precision_shares"] == pytest.approx({"fp16": 0.8, "fp32": 0.2})
+    assert runs["pico-fp16"]["engine"]["precision_shares"] == pytest.approx({"fp16": 14 / 15, "fp32": 1 / 15})
     assert runs["pico-fp16"]["steps"][0]["cuda_graph"] is True
     # the engine does not do what the bundle's golden data say
     assert runs["mobile-fp16"]["status"] == "failed"
     assert "at batch 1" in runs["mobile-fp16"]["reason"]
     # the stand-in's layers run in FP16, not in INT8
     assert runs["small-int8"]["status"] == "failed"
-    assert "no layer of the engine runs in int8" in runs["small-int8"]["reason"]
+    assert "no matrix product of the engine runs in int8" in runs["small-int8"]["reason"]
     assert runs["d"]["status"] == "failed"
     assert "portable-20.onnx was changed" in runs["d"]["reason"]
     assert runs["pico-fp32"] == {
@@ -101,7 +101,7 @@ def test_bundles_are_deployed_verified_and_measured(make: MakeMachine, gpu_check
 
 
 def test_all_passed_is_said_only_when_something_ran(make: MakeMachine, gpu_check: Any, tmp_path: Path) -> None:
-    make("10.3.0", FakeModel(precision="Half"))
+    make("10.3.0", FakeModel(precision="fp16"))
     arguments = [str(tmp_path), "--results", str(tmp_path / "r"), "--work", str(tmp_path / "w"), "--seconds", "0.01", "--no-tests"]
     assert gpu_check.main(arguments) == 1
     bundle(tmp_path / "bundles" / "a", "pico", Precision.FP16)

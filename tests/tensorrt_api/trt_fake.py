@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from cuda_fake import FakeCuda
+from inspector_answers import engine_answer
 from trt_stubs import parameters, python_type, returned
 
 CLASSES = 5
@@ -32,7 +33,7 @@ class FakeModel:
         layers: (type, name, input names, output names, extras) of the network, in order.
         inputs: (name, dtype member) of the network.
         inspector: the engine inspector's answer, or None for one made of `precision`.
-        precision: "Half", "Float" or "Int8": what the made-up answer tells of the heavy layers.
+        precision: "fp16", "fp32" or "int8": what the made-up answer tells of the matrix products.
         parse_error: what the parser says, or None where it takes the graph.
         build_failures: one per failing attempt, before it succeeds: the builder's error, or all its messages as (severity, text).
         unobeyable: the builder has no implementation for pinned layers: it fails where it must obey, and builds where it may prefer.
@@ -45,7 +46,7 @@ class FakeModel:
     layers: list[tuple[str, str, list[str], list[str], dict[str, Any]]] = field(default_factory=list)
     inputs: list[tuple[str, str]] = field(default_factory=lambda: [("images", "FLOAT")])
     inspector: dict[str, Any] | None = None
-    precision: str = "Half"
+    precision: str = "fp16"
     parse_error: str | None = None
     build_failures: list[str | list[tuple[str, str]]] = field(default_factory=list)
     unobeyable: bool = False
@@ -422,31 +423,14 @@ class FakeTensorRT(ModuleType):
         profiler = context.__dict__["_values"].get("profiler")
         if profiler is not None:
             for layer in self.inspected()["Layers"]:
-                profiler.report_layer_time(layer["Name"], 2.0 if "Convolution" in layer["LayerType"] else 0.5)
+                profiler.report_layer_time(layer["Name"], 2.0 if "softmax" not in layer["Metadata"] else 0.5)
         return True
 
     def inspected(self) -> dict[str, Any]:
         """The inspector's answer in this version's schema."""
         if self.model.inspector is not None:
             return self.model.inspector
-        new = int(self.__version__.split(".")[0]) >= 11
-
-        def tensor(name: str, kind: str) -> dict[str, Any]:
-            told = {"Format": "Row major linear", "Datatype": kind} if new else {"Format/Datatype": kind}
-            return {"Name": name, "Location": "Device", "Dimensions": [1, 40, 8, 8], **told}
-
-        kind = self.model.precision
-        layers = [
-            ("reformat", "Reformat", "Float", kind, None),
-            ("conv + hswish", "CaskConvolution", kind, kind, {"Type": kind, "Count": 1080}),
-            ("softmax over tokens", "kgen", "Float", "Float", None),
-        ]
-        described = []
-        for name, layer_type, read, written, weights in layers:
-            layer = {"Name": name, "LayerType": layer_type, "Inputs": [tensor("a", read)], "Outputs": [tensor("b", written)]}
-            described.append({**layer, "Weights": weights} if weights else layer)
-        names = ["images", "logits"]
-        return {"Layers": described, **({"I/O Tensors": [{"Name": name} for name in names]} if new else {"Bindings": names})}
+        return engine_answer(self.__version__, self.model.precision, with_qdq=self.model.precision == "int8")
 
     def _inspect(self, inspector: Any, format: Any) -> str:
         # without a context whose shapes are set, TensorRT tells no types of a dynamic engine

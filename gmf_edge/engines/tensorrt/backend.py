@@ -18,16 +18,20 @@ from gmf_edge.engines.protocol import EngineFacts, EngineRequest, LayerRecord, P
 from gmf_edge.engines.tensorrt.build import build_engine
 from gmf_edge.engines.tensorrt.config import BuildJob
 from gmf_edge.engines.tensorrt.cuda import Device, free_memory_mib
-from gmf_edge.engines.tensorrt.inspect import prove_precision, read_inspector_json
+from gmf_edge.engines.tensorrt.inspect import LayerTimes, layer_records, read_inspector_json
 from gmf_edge.engines.tensorrt.log import BuildLog
 from gmf_edge.engines.tensorrt.options import TensorRTOptions
 from gmf_edge.engines.tensorrt.plugins import PLUGIN_OP, check_plugin_library, registered_plugins
+from gmf_edge.engines.tensorrt.proof import REFUTED, PrecisionProof, prove_precision
 from gmf_edge.engines.tensorrt.run import TensorRTEngine, deserialize
 from gmf_edge.engines.tensorrt.sidecar import Sidecar, graph_sha256
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
-from gmf_edge.errors import EngineError, EnvironmentProblem, GmfEdgeError, StaleArtifact
+from gmf_edge.errors import EngineError, EnvironmentProblem, GmfEdgeError, PrecisionError, StaleArtifact
+from gmf_edge.spec import Precision
 
 ENGINE_FILE = "engine.plan"
+# the engine inspector's answer as it is: what NVIDIA's viewers open, and what a report about a precision needs
+LAYERS_FILE = "engine.plan.layers.json"
 PROFILED_RUNS = 10
 # the first that was seen to work with 11 (0.49.9 uses what 11 has removed)
 POLYGRAPHY_FOR_11 = (0, 49, 26)
@@ -50,7 +54,7 @@ class TensorRTBackend:
         return None
 
     def build(self, request: EngineRequest, out: Path, progress: Progress = silent) -> tuple[str, ...]:
-        """Build, prove and write engine.plan and engine.plan.json into the folder `out`.
+        """Build, prove and write engine.plan, engine.plan.json and engine.plan.layers.json into the folder `out`.
 
         Raises:
             SpecError: an option that is unknown or that this version cannot do.
@@ -83,11 +87,14 @@ class TensorRTBackend:
         runtime, engine = deserialize(built.content, version, options, log, graph if options.strip else None)
         unproved = EngineFacts(self.name, version.text, device.name, form)
         with TensorRTEngine(runtime, engine, log, unproved, cuda_graphs=False) as opened:
-            times_ms = opened.layer_times_ms(PROFILED_RUNS)
-            inspected = read_inspector_json(opened.inspector_json())
+            times = opened.layer_times_ms(PROFILED_RUNS)
+            inspector_json = opened.inspector_json()
         del engine, runtime
-        shares = prove_precision(inspected, request.precision, options.max_fp32_share, times_ms)
-        notes = (*notes, *built.notes, *_opaque_note(shares))
+        inspected = read_inspector_json(inspector_json)
+        proof = prove_precision(inspected, request.precision, options.max_fp32_share, times, request.quantised_layers)
+        if proof.verdict == REFUTED and options.precision_proof == "refuse":
+            raise _refused(proof, built.content, inspector_json, request.precision)
+        notes = (*notes, *built.notes, *proof.notes)
 
         library = None if options.plugin_library is None else str(Path(options.plugin_library).resolve())
         engine_path = out / ENGINE_FILE
@@ -110,11 +117,13 @@ class TensorRTBackend:
             hardware_compatibility=options.hardware_compatibility,
             stripped=options.strip,
             plugins=(PLUGIN_OP,) if form == "plugin" else (),
-            precision_shares=shares,
-            layers=tuple(asdict(layer.record(times_ms)) for layer in inspected.layers),
+            precision_shares=dict(proof.shares),
+            precision_proof=proof.to_json(),
+            layers=tuple(asdict(record) for record in layer_records(inspected.layers, times)),
             notes=notes,
         )
-        return ENGINE_FILE, sidecar.write(engine_path).name
+        write_atomically(out / LAYERS_FILE, inspector_json.encode())
+        return ENGINE_FILE, sidecar.write(engine_path).name, LAYERS_FILE
 
     def open(self, request: EngineRequest, folder: Path, files: tuple[str, ...]) -> TensorRTEngine:
         """Open what build wrote.
@@ -223,7 +232,7 @@ def inspect_engine(path: Path) -> dict[str, Any]:
 
     Returns:
         {"engine", "built_for", "precision", "precision_shares", "layers": [{"name", "kind", "precision", "time_ms"}...],
-         "memory_mib": {...} or None, "weights": number or None, "opened": bool, "why_not_opened": str}
+         "precision_proof": {...}, "memory_mib": {...} or None, "opened": bool, "why_not_opened": str}
 
     Raises:
         EngineError: no sidecar, or not one.
@@ -244,29 +253,27 @@ def inspect_engine(path: Path) -> dict[str, Any]:
         },
         "precision": sidecar.precision,
         "precision_shares": sidecar.precision_shares,
+        "precision_proof": sidecar.precision_proof,
         "layers": list(sidecar.layers),
         "notes": list(sidecar.notes),
         "memory_mib": None,
-        "weights": None,
         "opened": False,
         "why_not_opened": "",
     }
     try:
         with open_engine(path, sidecar, TensorRTOptions(cuda_graphs=False), path.parent / sidecar.graph_file) as engine:
-            inspected = read_inspector_json(engine.inspector_json())
             told["memory_mib"] = engine.memory_mib
-            told["weights"] = sum(layer.weight_count for layer in inspected.layers)
             told["opened"] = True
     except GmfEdgeError as error:
         told["why_not_opened"] = str(error)
     return told
 
 
-def trtexec_files(inspector_json: str, times_ms: dict[str, float], runs: int) -> tuple[str, str]:
+def trtexec_files(inspector_json: str, times: LayerTimes, runs: int) -> tuple[str, str]:
     """(layers_*.json, profile_*.json) as trtexec exports them, for NVIDIA's viewers."""
-    total = sum(times_ms.values())
+    total = sum(ms for _, ms in times)
     profile: list[dict[str, Any]] = [{"count": runs}]
-    for name, average in times_ms.items():
+    for name, average in times:
         profile.append(
             {
                 "name": name,
@@ -276,7 +283,8 @@ def trtexec_files(inspector_json: str, times_ms: dict[str, float], runs: int) ->
                 "percentage": 100 * average / total if total else 0.0,
             }
         )
-    return json.dumps(json.loads(inspector_json), indent=1), json.dumps(profile, indent=1)
+    # names may hold control characters
+    return json.dumps(json.loads(inspector_json, strict=False), indent=1), json.dumps(profile, indent=1)
 
 
 def require_polygraphy(version: TensorRTVersion) -> None:
@@ -317,7 +325,19 @@ def _plugin_library(sidecar: Sidecar, options: TensorRTOptions, version: TensorR
     return str(library)
 
 
-def _opaque_note(shares: dict[str, float]) -> tuple[str, ...]:
-    if "unknown" not in shares:
-        return ()
-    return (f"{shares['unknown']:.0%} of the work is in regions whose inside this TensorRT does not tell",)
+def _refused(proof: PrecisionProof, engine: bytes, inspector_json: str, requested: Precision) -> PrecisionError:
+    """The error of an engine that does not run what was asked for; engine and layers are kept aside, since building took minutes."""
+    digest = hashlib.sha256(engine).hexdigest()[:16]
+    folder = cache_root() / "refused" / digest
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / ENGINE_FILE, engine)
+        write_atomically(folder / LAYERS_FILE, inspector_json.encode())
+        kept = f"the engine and the inspector's answer are kept in {folder}"
+    except (OSError, GmfEdgeError):
+        kept = "the engine could not be kept"
+    return PrecisionError(
+        proof.reason,
+        f"check with 'gmf-edge inspect' that the bundle was built with --precision {requested.value}, and that this GPU has "
+        f"{requested.value} units; --precision-proof warn delivers it all the same, judged by parity alone ({kept})",
+    )

@@ -1,27 +1,30 @@
-"""What a built engine is made of, read from TensorRT's engine inspector: layers, their precision, and their share of the work.
+"""What a built engine is made of, read from TensorRT's engine inspector: layers, what they compute in, and their times.
 
 The inspector's JSON up to 10.x: {"Layers": [...], "Bindings": ["images", "logits"]}, each tensor with one "Format/Datatype"
 such as "Channel major FP16 format where channel % 8 == 0" or "Half". From 11: "I/O Tensors" with an object per tensor instead of
-"Bindings", and separate "Format" and "Datatype" (also written "DataType"). An engine built without ProfilingVerbosity.DETAILED has
-plain strings as layers in all versions, which proves nothing. Source: NVIDIA's migration guide of IEngineInspector, and the engines
-recorded in TensorRT's own repository (tools/experimental/trt-engine-explorer).
+"Bindings", separate "Format" and "Datatype" (also written "DataType"), and "Constants" beside "Inputs". An engine built without
+ProfilingVerbosity.DETAILED has plain strings as layers in all versions. "Metadata" names the ONNX nodes of a layer,
+"[ONNX Layer: a]" with \x1e or \x1f between them. Sources: NVIDIA's migration guide of IEngineInspector, the engines recorded in
+TensorRT's own repository (tools/experimental/trt-engine-explorer), and the dumps in NVIDIA/TensorRT#4397 (10.10), #3737 and #4020.
 
-A layer's precision is what its arithmetic reads: the type of its weights where it has any (a convolution that reads FP16 and
-writes FP32 computes in FP16), else the lowest of its floating or INT8 inputs, and of its outputs where it has no such input.
-TensorRT 8.6 tells nothing of the inside of a "Myelin" region but its outer tensors: with lower ones among them it counts as that,
-with FP32 alone its precision is "unknown", neither a proof nor a failure.
+What a layer computes in, by what says it best: the operand types in its kernel's name (sm80_xmma_gemm_i8i8_i8i32_...), the type of its
+weights (a convolution that reads FP16 and writes FP32 computes in FP16), else the lowest of its inputs, else of its outputs. INT8 tensors
+are arithmetic in matrix products and convolutions only: elsewhere they are Q and DQ, which compute in the floating type beside them.
+TensorRT 8.6 tells nothing of the inside of a "Myelin" region but its outer tensors, which are never INT8: with FP16 among them
+it counts as that, with FP32 alone it is "unknown".
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gmf_edge.engines.protocol import LayerRecord
-from gmf_edge.errors import EngineError, PrecisionError
-from gmf_edge.spec import Precision
+from gmf_edge.errors import EngineError
 
 # TensorRT's spellings, in formats (8.x) and as plain types (10 and 11)
 _SPELLINGS = (
@@ -69,32 +72,60 @@ def precision_of_type(text: str) -> str | None:
     return None
 
 
+# kernels that multiply matrices or convolve; TensorRT calls them so in the layer's type or in the kernel's name
+_PRODUCT_KINDS = ("conv", "gemm", "matrixmultiply", "matrix_multiply", "fullyconnected")
+_PRODUCT_TACTICS = ("gemm", "fprop", "conv", "_mha", "fmha")
+# operand types in kernel names: "..._i8i8_i8i32_f32_..." (xmma), "h16816gemm" and "fp16_s1688" (cuBLAS and CUTLASS)
+_OPERANDS = re.compile(r"(?<![a-z0-9])(bf16|tf32|f16|f32|i8|s8|u8|e4m3|e5m2)(?:bf16|tf32|f16|f32|i8|s8|u8|e4m3|e5m2)(?![a-z0-9])")
+_OPERAND_PRECISION = {
+    "bf16": "bf16",
+    "tf32": "fp32",
+    "f16": "fp16",
+    "f32": "fp32",
+    "i8": "int8",
+    "s8": "int8",
+    "u8": "int8",
+    "e4m3": "fp8",
+    "e5m2": "fp8",
+}
+_TACTIC_WORDS = (("int8", "int8"), ("imma", "int8"), ("fp16", "fp16"), ("h16816", "fp16"), ("h1688", "fp16"), ("bf16", "bf16"))
+
+
 @dataclass(frozen=True)
 class EngineLayer:
     """One layer as the inspector tells it.
 
     Attributes:
-        name: TensorRT's, made of the ONNX nodes that were fused into it.
-        kind: TensorRT's "LayerType", such as "CaskConvolution" or "kgen".
+        name: TensorRT's, made of the ONNX nodes that were fused into it; several layers may have one name.
+        kind: TensorRT's "LayerType", such as "CaskConvolution", "gemm" or "kgen".
         precision: of its arithmetic; "none" where it touches no floating or INT8 tensor, "unknown" where TensorRT does not tell.
         moves_data: it only moves or re-types data.
+        is_product: it multiplies matrices or convolves: the arithmetic that a precision is asked for.
+        is_opaque: a region whose inside TensorRT does not tell.
         inputs, outputs: precision per tensor, with "none" for integers.
+        tensors: names of its inputs and outputs.
         tactic: the kernel's name, where TensorRT tells it.
-        weight_count: number of weights, 0 where it has none.
+        nodes: ONNX nodes that it was made of, where TensorRT tells them.
     """
 
     name: str
     kind: str
     precision: str
     moves_data: bool
+    is_product: bool
+    is_opaque: bool
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    tensors: tuple[str, ...]
     tactic: str
-    weight_count: int
+    nodes: tuple[str, ...]
 
-    def record(self, times_ms: Mapping[str, float]) -> LayerRecord:
-        """As the engine protocol wants it, with its time where it was measured."""
-        return LayerRecord(self.name, self.kind, self.precision, times_ms.get(self.name))
+    def covers(self, node: str) -> bool:
+        """Whether an ONNX node was fused into it: by its metadata, or by its name, in which 10 and later write "_" for "."."""
+        if node in self.nodes:
+            return True
+        parts = re.split(r" \+ |\+", re.sub(r"_myl\d+_\d+$", "", self.name))
+        return node in parts or _as_identifier(node) in map(_as_identifier, parts)
 
 
 @dataclass(frozen=True)
@@ -108,6 +139,35 @@ class InspectedEngine:
 
     layers: tuple[EngineLayer, ...]
     io_names: tuple[str, ...]
+
+
+# (layer name, milliseconds) in execution order; a name may come several times
+LayerTimes = Sequence[tuple[str, float]]
+
+
+def times_of_layers(layers: Sequence[EngineLayer], times: LayerTimes) -> tuple[float | None, ...]:
+    """The time of each layer in milliseconds, the n-th layer of a name by the n-th time of that name; None where it was not timed.
+
+    The profiler reports in execution order, as the inspector does; trtexec matches the two in the same way.
+    """
+    by_name: dict[str, list[float]] = {}
+    for name, ms in times:
+        by_name.setdefault(name, []).append(ms)
+    seen: Counter[str] = Counter()
+    found: list[float | None] = []
+    for layer in layers:
+        told = by_name.get(layer.name, [])
+        found.append(told[seen[layer.name]] if seen[layer.name] < len(told) else None)
+        seen[layer.name] += 1
+    return tuple(found)
+
+
+def layer_records(layers: Sequence[EngineLayer], times: LayerTimes) -> tuple[LayerRecord, ...]:
+    """The layers as the engine protocol wants them, each with its time where it was measured."""
+    return tuple(
+        LayerRecord(layer.name, layer.kind, layer.precision, ms)
+        for layer, ms in zip(layers, times_of_layers(layers, times), strict=True)
+    )
 
 
 def read_inspector_json(text: str) -> InspectedEngine:
@@ -141,94 +201,59 @@ def _tensor_type(tensor: Mapping[str, Any]) -> str:
 
 
 def _layer(layer: Mapping[str, Any]) -> EngineLayer:
+    kind, tactic = str(layer.get("LayerType", "unknown")), str(layer.get("TacticName", ""))
+    tensors = [*layer.get("Inputs", ()), *layer.get("Outputs", ())]
     inputs = tuple(precision_of_type(_tensor_type(tensor)) for tensor in layer.get("Inputs", ()))
     outputs = tuple(precision_of_type(_tensor_type(tensor)) for tensor in layer.get("Outputs", ()))
     weights = [value for key, value in layer.items() if key.endswith("Weights") and isinstance(value, dict)]
-    weight_types = [precision_of_type(str(weight.get("Type", ""))) for weight in weights]
-    kind = str(layer.get("LayerType", "unknown"))
-    opaque = kind.lower() in ("myelin", "foreignnode")
-    precision = "none"
-    for types in ((*inputs, *outputs),) if opaque else (weight_types, inputs, outputs):
-        found = [known for known in types if known]
-        if found:
-            precision = min(found, key=_RANK.index)
-            break
-    if opaque and precision == "fp32":
-        precision = "unknown"
+    weight_types = tuple(
+        precision_of_type(str(weight.get("Type") or weight.get("Datatype") or weight.get("DataType") or "")) for weight in weights
+    )
+    is_opaque = kind.lower() in ("myelin", "foreignnode")
+    is_product = not is_opaque and (
+        any(word in kind.lower() for word in _PRODUCT_KINDS) or any(word in tactic.lower() for word in _PRODUCT_TACTICS)
+    )
+    if is_opaque:
+        precision = _lowest((*inputs, *outputs))
+        precision = "unknown" if precision == "fp32" else precision
+    elif is_product:
+        precision = precision_of_tactic(tactic) or next(
+            (found for found in map(_lowest, (weight_types, inputs, outputs)) if found), None
+        )
+    else:
+        floating = [tuple(p for p in types if p not in ("int8", "fp8")) for types in (inputs, outputs)]
+        precision = next((found for found in map(_lowest, (*floating, inputs, outputs)) if found), None)
     return EngineLayer(
         name=str(layer.get("Name", "")),
         kind=kind,
-        precision=precision,
+        precision=precision or "none",
         moves_data=kind.lower() in _MOVES,
+        is_product=is_product,
+        is_opaque=is_opaque,
         inputs=tuple(p or "none" for p in inputs),
         outputs=tuple(p or "none" for p in outputs),
-        tactic=str(layer.get("TacticName", "")),
-        weight_count=sum(int(weight.get("Count", 0)) for weight in weights),
+        tensors=tuple(str(tensor.get("Name", "")) for tensor in tensors),
+        tactic=tactic,
+        nodes=tuple(re.findall(r"\[ONNX Layer: ([^\]]*)\]", str(layer.get("Metadata", "")))),
     )
 
 
-def precision_shares(layers: Iterable[EngineLayer], times_ms: Mapping[str, float]) -> dict[str, float]:
-    """Share of the arithmetic per precision, sums to 1 (empty where there is no layer with arithmetic).
+def precision_of_tactic(tactic: str) -> str | None:
+    """What a kernel multiplies, by its name: "sm80_xmma_gemm_f16f16_f16f16_f16_nn_n_..." -> "fp16"; None where the name does not tell.
 
-    By time where every such layer was timed, else by number of layers. Layers that only move or re-type data do not count.
+    The first pair of types is that of the operands; what it accumulates in and writes comes after.
     """
-    computing = [layer for layer in layers if not layer.moves_data and layer.precision != "none"]
-    timed = (
-        bool(computing)
-        and all(layer.name in times_ms for layer in computing)
-        and sum(times_ms[layer.name] for layer in computing) > 0
-    )
-    weights = {layer.name: times_ms[layer.name] if timed else 1.0 for layer in computing}
-    total = sum(weights.values())
-    shares: dict[str, float] = {}
-    for layer in computing:
-        shares[layer.precision] = shares.get(layer.precision, 0.0) + weights[layer.name] / total
-    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+    lowered = tactic.lower()
+    found = _OPERANDS.search(lowered)
+    if found:
+        return _OPERAND_PRECISION[found[1]]
+    return next((precision for word, precision in _TACTIC_WORDS if word in lowered), None)
 
 
-def prove_precision(
-    inspected: InspectedEngine, requested: Precision, max_fp32_share: float, times_ms: Mapping[str, float]
-) -> dict[str, float]:
-    """The shares per precision, if they honour the request.
-
-    FP16 and INT8 requests may leave at most max_fp32_share in FP32, and must have some of the precision that was asked for.
-
-    Raises:
-        PrecisionError: the engine does not run the precision that was asked for; it lists the layers.
-        EngineError: the inspector told the precision of no layer.
-    """
-    shares = precision_shares(inspected.layers, times_ms)
-    if not shares:
-        raise EngineError(
-            "the engine inspector tells the precision of no layer", "report this with the output of 'gmf-edge inspect'"
-        )
-    if requested is Precision.FP32:
-        low = [layer for layer in inspected.layers if not layer.moves_data and layer.precision not in ("fp32", "none", "unknown")]
-        if low:
-            raise PrecisionError(
-                f"FP32 was asked for, but {len(low)} layers run lower: {_listed(low, times_ms)}",
-                "build from a bundle of precision fp32",
-            )
-        return shares
-    wrong = [layer for layer in inspected.layers if not layer.moves_data and layer.precision == "fp32"]
-    name = requested.value
-    if name not in shares:
-        raise PrecisionError(
-            f"{name} was asked for, but no layer of the engine runs in {name}: {_listed(wrong, times_ms)}",
-            f"check with 'gmf-edge inspect' that the bundle was built with --precision {name}, and that this GPU has {name} units",
-        )
-    if not shares.get("fp32", 0.0) <= max_fp32_share:
-        raise PrecisionError(
-            f"{name} was asked for, but {shares['fp32']:.0%} of the work stayed in FP32 "
-            f"(at most {max_fp32_share:.0%} is accepted): {_listed(wrong, times_ms)}",
-            "see the layers with 'gmf-edge inspect', or accept it with max_fp32_share",
-        )
-    return shares
+def _lowest(types: Iterable[str | None]) -> str | None:
+    known = [precision for precision in types if precision]
+    return min(known, key=_RANK.index) if known else None
 
 
-def _listed(layers: Iterable[EngineLayer], times_ms: Mapping[str, float], most: int = 20) -> str:
-    """The slowest first where they were timed."""
-    ordered = sorted(layers, key=lambda layer: -times_ms.get(layer.name, 0.0))
-    names = [f"{layer.name} ({layer.kind}, {layer.precision})" for layer in ordered[:most]]
-    rest = len(ordered) - most
-    return "; ".join(names) + (f"; and {rest} more" if rest > 0 else "")
+def _as_identifier(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]", "_", name)

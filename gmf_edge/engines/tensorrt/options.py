@@ -22,6 +22,7 @@ HARDWARE_COMPATIBILITY = ("none", "ampere+", "same")
 EXTERNAL_TACTIC_SOURCES = ("cublas", "cublas_lt", "cudnn")
 OWN_TACTIC_SOURCES = ("edge_mask_convolutions", "jit_convolutions")
 TACTIC_SOURCES = EXTERNAL_TACTIC_SOURCES + OWN_TACTIC_SOURCES
+PRECISION_PROOFS = ("refuse", "warn")
 TILING = ("none", "fast", "moderate", "full")
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
 
@@ -49,6 +50,7 @@ class TensorRTOptions:
         tiling: search of on-chip memory tiling, of TILING; None for TensorRT's default.
         max_aux_streams: streams that one inference may use beside its own; None for TensorRT's choice.
         max_fp32_share: see MAX_FP32_SHARE.
+        precision_proof: what happens to an engine that does not run the precision asked for: "refuse", or "warn" (a note).
         streams: inferences that may be in flight at once.
         cuda_graphs: replay each batch size from a captured CUDA graph.
         plugin_library: shared library with the plugin creators; None to build from the portable graph.
@@ -69,6 +71,7 @@ class TensorRTOptions:
     tiling: str | None = None
     max_aux_streams: int | None = None
     max_fp32_share: float = MAX_FP32_SHARE
+    precision_proof: str = "refuse"
     streams: int = 1
     cuda_graphs: bool = True
     plugin_library: str | None = None
@@ -92,6 +95,8 @@ class TensorRTOptions:
             raise SpecError(f"tactic sources {', '.join(sources)} mix a set with changes", "give all of them a sign, or none")
         if self.tiling is not None and self.tiling not in TILING:
             raise SpecError(f"tiling is {self.tiling!r}", f"use one of {', '.join(TILING)}")
+        if self.precision_proof not in PRECISION_PROOFS:
+            raise SpecError(f"precision_proof is {self.precision_proof!r}", f"use {' or '.join(PRECISION_PROOFS)}")
         if not 0 <= self.max_fp32_share <= 1:
             raise SpecError(f"max_fp32_share is {self.max_fp32_share}", "give a share between 0 and 1")
 

@@ -12,7 +12,8 @@ execution context of its own: a context must not change under a graph that was c
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ import numpy as np
 from gmf_edge.engines.protocol import EngineFacts, FloatArray
 from gmf_edge.engines.tensorrt.arrays import DeviceView, device_view
 from gmf_edge.engines.tensorrt.cuda import DeviceBuffer, Event, Graph, PinnedArray, Stream
+from gmf_edge.engines.tensorrt.inspect import LayerTimes
 from gmf_edge.engines.tensorrt.log import BuildLog
 from gmf_edge.engines.tensorrt.options import INPUT_NAME, OUTPUT_NAME, TensorRTOptions
 from gmf_edge.engines.tensorrt.plugins import load_plugin_library
@@ -434,15 +436,15 @@ class TensorRTEngine:
         context.set_input_shape(INPUT_NAME, (self.io.profile.opt, *self.io.image_shape))
         return inspector_json(self._engine, context)
 
-    def layer_times_ms(self, runs: int = 10) -> dict[str, float]:
-        """Mean time of each layer in milliseconds at the opt batch size, by TensorRT's profiler, without CUDA graphs.
+    def layer_times_ms(self, runs: int = 10) -> LayerTimes:
+        """(name, mean milliseconds) of each layer at the opt batch size in execution order, by TensorRT's profiler, without CUDA graphs.
 
         The profiler makes each layer wait for the one before: the sum is above the latency of an unprofiled run.
         """
         lane = self._lanes[0]
         batch = self.io.profile.opt
         context = lane._new_context()
-        totals, profiler = layer_profiler()
+        reports, profiler = layer_profiler()
 
         def run() -> None:
             lane.enqueue(context, batch, lane.device_images.pointer, lane.device_logits.pointer, lane.stream.handle)
@@ -450,9 +452,12 @@ class TensorRTEngine:
 
         run()  # loads the kernels
         context.profiler = profiler
+        profiled = []
         for _ in range(runs):
             run()
-        return {name: total / runs for name, total in totals.items()}
+            profiled.append(list(reports))
+            reports.clear()
+        return mean_times(profiled)
 
     def close(self) -> None:
         """Release its memory; further calls of infer raise EngineError."""
@@ -470,20 +475,32 @@ class TensorRTEngine:
         self.close()
 
 
-def layer_profiler() -> tuple[dict[str, float], trt.IProfiler]:
-    """(milliseconds per layer name, which grows with every profiled run; the profiler to hand to a context)."""
+def layer_profiler() -> tuple[list[tuple[str, float]], trt.IProfiler]:
+    """((layer name, milliseconds) as reported, which grows with every profiled run; the profiler to hand to a context)."""
     import tensorrt as trt
 
-    totals: dict[str, float] = {}
+    reports: list[tuple[str, float]] = []
 
     class Profiler(trt.IProfiler):  # type: ignore[misc]  # untyped where TensorRT is not installed
         def __init__(self) -> None:
             trt.IProfiler.__init__(self)
 
         def report_layer_time(self, layer_name: str, ms: float) -> None:
-            totals[layer_name] = totals.get(layer_name, 0.0) + ms
+            reports.append((layer_name, ms))
 
-    return totals, Profiler()
+    return reports, Profiler()
+
+
+def mean_times(runs: Sequence[Sequence[tuple[str, float]]]) -> LayerTimes:
+    """Mean of each layer over the runs, in the order of the first; the n-th report of a name is one layer."""
+    totals: dict[tuple[str, int], float] = {}
+    for run in runs:
+        seen: Counter[str] = Counter()
+        for name, ms in run:
+            key = (name, seen[name])
+            totals[key] = totals.get(key, 0.0) + ms
+            seen[name] += 1
+    return [(name, total / len(runs)) for (name, _), total in totals.items()]
 
 
 def inspector_json(engine: trt.ICudaEngine, context: trt.IExecutionContext) -> str:

@@ -5,7 +5,7 @@ after it has begun to read it, and says little; here the sidecar is read first a
 
 {"schema": 1, "engine": {"file", "bytes", "sha256"}, "device": {...}, "tensorrt", "target", "form", "graph": {"file", "sha256"},
  "precision", "profile": [min, opt, max], "image_size": [H, W], "options": {...}, "compatibility": {...}, "plugins": [...],
- "precision_shares": {...}, "layers": [...], "notes": [...], "built_at"}
+ "precision_shares": {...}, "precision_proof": {...}, "layers": [...], "notes": [...], "built_at"}
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class Sidecar:
     stripped: bool = False
     plugins: tuple[str, ...] = ()
     precision_shares: dict[str, float] = field(default_factory=dict)
+    precision_proof: dict[str, Any] = field(default_factory=dict)
     layers: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     built_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))

@@ -1,149 +1,108 @@
-"""The engine inspector's JSON of both schemas, and the proof of precision from it."""
+"""The engine inspector's answers of every version are read alike: layers, what they compute in, their ONNX nodes and their times."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
+from inspector_answers import engine_answer, layer, quantised_nodes, tactic_of
 
 from gmf_edge.engines.tensorrt.backend import trtexec_files
-from gmf_edge.engines.tensorrt.inspect import precision_of_type, precision_shares, prove_precision, read_inspector_json
-from gmf_edge.errors import EngineError, PrecisionError
-from gmf_edge.spec import Precision
+from gmf_edge.engines.tensorrt.inspect import (
+    EngineLayer,
+    layer_records,
+    precision_of_tactic,
+    precision_of_type,
+    read_inspector_json,
+    times_of_layers,
+)
+from gmf_edge.errors import EngineError
 
-# as TensorRT 8.6 and 10 write it: one text for layout and type
-BEFORE_11 = {
-    "Layers": [
-        {
-            "Name": "Reformatting CopyNode for Input Tensor 0 to /stem/conv",
-            "LayerType": "Reformat",
-            "Inputs": [
-                {"Name": "images", "Location": "Device", "Dimensions": [1, 3, 64, 64], "Format/Datatype": "Row major linear FP32"}
-            ],
-            "Outputs": [{"Name": "r", "Format/Datatype": "Channel major FP16 format where channel % 4 == 0"}],
-        },
-        {
-            "Name": "/stem/conv + /stem/hswish",
-            "LayerType": "CaskConvolution",
-            "Inputs": [{"Name": "r", "Format/Datatype": "Channel major FP16 format where channel % 4 == 0"}],
-            "Outputs": [{"Name": "s", "Format/Datatype": "Row major linear FP32"}],
-            "Weights": {"Type": "Half", "Count": 1080},
-            "Bias": {"Type": "Half", "Count": 40},
-            "TacticName": "sm80_xmma_fprop_implicit_gemm_f16f16_f16f16_f16",
-        },
-        {
-            "Name": "/blocks/softmax",
-            "LayerType": "SoftMaxV2",
-            "Inputs": [{"Name": "s", "Format/Datatype": "Row major linear FP32"}],
-            "Outputs": [{"Name": "t", "Format/Datatype": "Row major linear FP32"}],
-        },
-        {
-            "Name": "/blocks/qkv",
-            "LayerType": "ConvActPool",
-            "Inputs": [{"Name": "t", "Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}],
-            "Outputs": [{"Name": "u", "Format/Datatype": "Thirty-two wide channel vectorized row major FP16 format"}],
-            "ConvWeights": {"Type": "Int8", "Count": 4800},
-        },
-        {
-            "Name": "shape",
-            "LayerType": "Scatter",
-            "Inputs": [{"Name": "v", "Format/Datatype": "Row major linear Int32"}],
-            "Outputs": [{"Name": "w", "Format/Datatype": "Row major linear BOOL"}],
-        },
-    ],
-    "Bindings": ["images", "logits"],
-}
+VERSIONS = ("8.6.1", "10.3.0", "10.13.3", "11.1.0")
+every_schema = pytest.mark.parametrize("version", VERSIONS)
 
 
-def in_schema_11(told: dict[str, Any]) -> dict[str, Any]:
-    """The same engine as TensorRT 11 tells it: type and layout apart, "I/O Tensors" for "Bindings"."""
-    plain = {"fp16": "Half", "fp32": "Float", "int8": "Int8", None: "Int32"}
-
-    def tensor(old: dict[str, Any]) -> dict[str, Any]:
-        layout = old["Format/Datatype"]
-        return {"Name": old["Name"], "Format": layout.split(" F")[0], "Datatype": plain[precision_of_type(layout)]}
-
-    layers = [{**layer, **{k: [tensor(t) for t in layer[k]] for k in ("Inputs", "Outputs")}} for layer in told["Layers"]]
-    io = [{"Name": name, "IOMode": mode, "DataType": "Float"} for name, mode in (("images", "Input"), ("logits", "Output"))]
-    return {"Layers": layers, "I/O Tensors": io}
+def read(version: str, *layers: dict[str, object]) -> tuple[EngineLayer, ...]:
+    return read_inspector_json(json.dumps({"Layers": list(layers), "Bindings": ["images", "logits"]})).layers
 
 
-SCHEMAS = {"before 11": BEFORE_11, "from 11": in_schema_11(BEFORE_11)}
-both_schemas = pytest.mark.parametrize("told", SCHEMAS.values(), ids=SCHEMAS)
-
-
-@both_schemas
-def test_layers_are_read(told: dict[str, Any]) -> None:
-    engine = read_inspector_json(json.dumps(told))
+@every_schema
+@pytest.mark.parametrize("products", ["fp32", "fp16", "int8"])
+def test_products_are_found_with_what_they_multiply(version: str, products: str) -> None:
+    engine = read_inspector_json(json.dumps(engine_answer(version, products, with_qdq=True)))
     assert engine.io_names == ("images", "logits")
-    assert [layer.precision for layer in engine.layers] == ["fp32", "fp16", "fp32", "int8", "none"]
-    assert [layer.moves_data for layer in engine.layers] == [True, False, False, False, False]
-    conv = engine.layers[1]
-    assert (conv.weight_count, conv.inputs, conv.outputs) == (1080, ("fp16",), ("fp32",))
-    assert conv.tactic.startswith("sm80_xmma")
-    assert engine.layers[3].weight_count == 4800
+    found = {node: [found for found in engine.layers if found.is_product and found.covers(node)] for node in quantised_nodes(2)}
+    assert all(len(layers) == 1 for layers in found.values()), found
+    assert {layers[0].precision for layers in found.values()} == {products}
+    stem = engine.layers[1]
+    assert (stem.is_product, stem.kind, stem.nodes) == (True, "CaskConvolution", ("stem/Conv", "stem/HardSwish"))
 
 
-@both_schemas
-def test_shares_count_layers_without_times_and_time_with_them(told: dict[str, Any]) -> None:
-    layers = read_inspector_json(json.dumps(told)).layers
-    assert precision_shares(layers, {}) == pytest.approx({"fp16": 1 / 3, "fp32": 1 / 3, "int8": 1 / 3})
-    times = {"/stem/conv + /stem/hswish": 6.0, "/blocks/softmax": 1.0, "/blocks/qkv": 3.0}
-    assert precision_shares(layers, times) == pytest.approx({"fp16": 0.6, "fp32": 0.1, "int8": 0.3})
-    # a layer that was not timed makes the times no basis
-    del times["/blocks/qkv"]
-    assert precision_shares(layers, times)["fp16"] == pytest.approx(1 / 3)
+@every_schema
+def test_q_and_dq_are_no_int8_arithmetic(version: str) -> None:
+    engine = read_inspector_json(json.dumps(engine_answer(version, "fp16", with_qdq=True)))
+    assert not any(found.precision == "int8" and not found.moves_data for found in engine.layers)
 
 
-@both_schemas
-def test_an_honoured_request_is_proved(told: dict[str, Any]) -> None:
-    engine = read_inspector_json(json.dumps(told))
-    assert prove_precision(engine, Precision.FP16, 0.4, {})["fp16"] == pytest.approx(1 / 3)
-    assert prove_precision(engine, Precision.INT8, 0.4, {})["int8"] == pytest.approx(1 / 3)
+def test_a_myelin_region_of_8_6_tells_its_outside_only() -> None:
+    half, single = (
+        read_inspector_json(json.dumps(engine_answer("8.6.1", products, myelin=True))).layers[2] for products in ("fp16", "fp32")
+    )
+    assert (half.is_opaque, half.is_product, half.precision) == (True, False, "fp16")
+    assert (single.is_opaque, single.precision) == (True, "unknown")
 
 
-@both_schemas
-def test_too_much_fp32_is_refused_with_the_layers_slowest_first(told: dict[str, Any]) -> None:
-    engine = read_inspector_json(json.dumps(told))
-    times = {"/stem/conv + /stem/hswish": 1.0, "/blocks/softmax": 8.0, "/blocks/qkv": 1.0}
-    with pytest.raises(PrecisionError, match=r"80% of the work stayed in FP32 .*: /blocks/softmax \(SoftMaxV2, fp32\)"):
-        prove_precision(engine, Precision.FP16, 0.5, times)
+@every_schema
+def test_weights_say_more_than_inputs_and_a_kernels_name_more_than_weights(version: str) -> None:
+    typed = {"Type": "Half", "Count": 3}
+    weighted, named, newer = read(
+        version,
+        layer(version, "c", "CaskConvolution", ["fp32"], ["fp32"], Weights=typed),
+        layer(version, "d", "CaskConvolution", ["fp32"], ["fp32"], tactic=tactic_of("int8"), Weights=typed),
+        layer(version, "e", "CaskConvolution", ["fp32"], ["fp32"], Weights={"Datatype": "Half", "Count": 3}),
+    )
+    assert [found.precision for found in (weighted, named, newer)] == ["fp16", "int8", "fp16"]
 
 
-@both_schemas
-def test_fp32_is_not_proved_by_an_engine_that_runs_lower(told: dict[str, Any]) -> None:
-    with pytest.raises(PrecisionError, match="FP32 was asked for, but 2 layers run lower"):
-        prove_precision(read_inspector_json(json.dumps(told)), Precision.FP32, 0.5, {})
+@pytest.mark.parametrize(
+    ("tactic", "precision"),
+    [
+        ("sm80_xmma_gemm_f16f16_f16f16_f16_nn_n_tilesize32x32x64_stage6_warpsize2x2x1_tensor16x8x16_by_fusion_tactic", "fp16"),
+        ("sm80_xmma_gemm_i8i8_i8i32_f32_tn_n_tilesize64x64x64", "int8"),
+        ("sm80_xmma_fprop_implicit_gemm_interleaved_i8i8_i8i32_f32_nchw_vect_c_32kcrs_vect_c_32_nchw_vect_c_32", "int8"),
+        ("sm80_xmma_gemm_f32f32_tf32f32_f32_nn_n_tilesize32x32x8", "fp32"),
+        ("sm89_xmma_gemm_e4m3e4m3_e4m3f32_f32_tn", "fp8"),
+        ("sm80_xmma_gemm_bf16bf16_bf16f32_f32_nn", "bf16"),
+        ("ampere_h16816gemm_256x128_ldg8_nn_v1", "fp16"),
+        ("turing_fp16_s1688cudnn_fp16_128x64_ldg8_relu_f2f_exp_medium_nhwc", "fp16"),
+        ("trt_ampere_int8_i8816cudnn_int8_128x128_ldg16_relu_medium_nt_v1", "int8"),
+        ("__myl_AddCastMeanSubMulMeanAddSqrtDivMulCastMulAdd_0xf2543c36ff9f104bbb1655b0183afb47", None),
+        ("", None),
+    ],
+)
+def test_kernel_names_tell_their_operands(tactic: str, precision: str | None) -> None:
+    assert precision_of_tactic(tactic) == precision
 
 
-def engine_of(kind: str, *types: str) -> str:
-    layers = [
-        {"Name": f"layer {i}", "LayerType": kind, "Inputs": [{"Name": "a", "Format/Datatype": t}], "Outputs": []}
-        for i, t in enumerate(types)
-    ]
-    return json.dumps({"Layers": layers, "Bindings": []})
+@every_schema
+def test_a_node_is_found_in_metadata_and_in_a_fused_name(version: str) -> None:
+    merged, other = read(
+        version,
+        layer(version, "/layers_0/key/MatMul+/layers_0/query/MatMul_myl0_9", "gemm", ["fp16"], ["fp16"]),
+        layer(version, "__myl_Fc_myl0_34", "fusion", ["fp16"], ["fp16"], ["/layers.0/dense/MatMul", "/layers.0/Erf"]),
+    )
+    assert merged.covers("/layers.0/key/MatMul")
+    assert merged.covers("/layers.0/query/MatMul")
+    assert not merged.covers("/layers.0/query")
+    assert other.covers("/layers.0/dense/MatMul")
+    assert not other.covers("/layers.0/dense")
 
 
-def test_a_silently_ignored_request_is_refused_even_where_any_share_is_accepted() -> None:
-    engine = read_inspector_json(engine_of("CaskGemmConvolution", "Float", "Float"))
-    with pytest.raises(PrecisionError, match="no layer of the engine runs in fp16"):
-        prove_precision(engine, Precision.FP16, 1.0, {})
-
-
-def test_int8_without_int8_layers_is_refused() -> None:
-    engine = read_inspector_json(engine_of("gemm", "Half", "Half"))
-    with pytest.raises(PrecisionError, match="no layer of the engine runs in int8"):
-        prove_precision(engine, Precision.INT8, 1.0, {})
-
-
-def test_an_opaque_region_proves_nothing_and_fails_nothing() -> None:
-    """TensorRT 8.6 tells only the outer tensors of a Myelin region."""
-    opaque = read_inspector_json(engine_of("Myelin", "Row major linear FP32"))
-    assert opaque.layers[0].precision == "unknown"
-    with pytest.raises(PrecisionError, match="no layer of the engine runs in fp16"):
-        prove_precision(opaque, Precision.FP16, 0.5, {})
-    assert read_inspector_json(engine_of("Myelin", "Row major linear FP16 format")).layers[0].precision == "fp16"
+def test_layers_of_one_name_have_a_time_each() -> None:
+    layers = read("10.3.0", *(layer("10.3.0", name, "gemm", ["fp16"], ["fp16"]) for name in ("a", "b", "a", "c")))
+    times = [("a", 1.0), ("b", 2.0), ("a", 3.0)]
+    assert times_of_layers(layers, times) == (1.0, 2.0, 3.0, None)
+    assert [record.time_ms for record in layer_records(layers, times)] == [1.0, 2.0, 3.0, None]
 
 
 @pytest.mark.parametrize(
@@ -158,13 +117,6 @@ def test_an_opaque_region_proves_nothing_and_fails_nothing() -> None:
 def test_an_answer_without_details_is_refused(text: str, message: str) -> None:
     with pytest.raises(EngineError, match=message):
         read_inspector_json(text)
-
-
-def test_types_that_are_not_told_are_no_proof() -> None:
-    engine = read_inspector_json(engine_of("CaskConvolution", "N/A due to dynamic shapes"))
-    assert engine.layers[0].precision == "none"
-    with pytest.raises(EngineError, match="precision of no layer"):
-        prove_precision(engine, Precision.FP16, 1.0, {})
 
 
 @pytest.mark.parametrize(
@@ -191,8 +143,9 @@ def test_spellings_of_types(text: str, precision: str | None) -> None:
 
 
 def test_exported_files_open_in_nvidias_viewers() -> None:
-    layers, profile = trtexec_files(json.dumps(BEFORE_11), {"a": 3.0, "b": 1.0}, 10)
-    assert json.loads(layers) == BEFORE_11
+    answer = engine_answer("10.13.3", "fp16")
+    layers, profile = trtexec_files(json.dumps(answer), [("a", 3.0), ("a", 1.0)], 10)
+    assert json.loads(layers) == answer
     head, first, second = json.loads(profile)
     assert head == {"count": 10}
     assert first == {"name": "a", "timeMs": 30.0, "averageMs": 3.0, "medianMs": 3.0, "percentage": 75.0}
