@@ -4,6 +4,7 @@
 
 #include <dlfcn.h>
 
+#include <cstdint>
 #include <map>
 #include <mutex>
 
@@ -17,6 +18,10 @@ struct Driver {
     CUresult (*init)(unsigned int){};
     CUresult (*ctxGetCurrent)(CUcontext*){};
     CUresult (*ctxGetDevice)(CUdevice*){};
+    CUresult (*ctxPushCurrent)(CUcontext){};
+    CUresult (*ctxPopCurrent)(CUcontext*){};
+    // from CUDA 12 on: never used twice in a process, as a context's address may be
+    CUresult (*ctxGetId)(CUcontext, unsigned long long*){};
     CUresult (*deviceGetAttribute)(int*, CUdevice_attribute, CUdevice){};
     CUresult (*moduleLoadData)(CUmodule*, void const*){};
     CUresult (*moduleUnload)(CUmodule){};
@@ -45,6 +50,9 @@ Driver loadDriver() {
     find(library, "cuInit", driver.init);
     find(library, "cuCtxGetCurrent", driver.ctxGetCurrent);
     find(library, "cuCtxGetDevice", driver.ctxGetDevice);
+    find(library, "cuCtxPushCurrent_v2", driver.ctxPushCurrent);
+    find(library, "cuCtxPopCurrent_v2", driver.ctxPopCurrent);
+    driver.ctxGetId = reinterpret_cast<decltype(driver.ctxGetId)>(dlsym(library, "cuCtxGetId"));
     find(library, "cuDeviceGetAttribute", driver.deviceGetAttribute);
     find(library, "cuModuleLoadData", driver.moduleLoadData);
     find(library, "cuModuleUnload", driver.moduleUnload);
@@ -81,20 +89,36 @@ CUcontext currentContext() {
     return context;
 }
 
+unsigned long long identityOf(CUcontext context) {
+    unsigned long long identity = reinterpret_cast<uintptr_t>(context);
+    if (theDriver().ctxGetId != nullptr) {
+        theDriver().ctxGetId(context, &identity);
+    }
+    return identity;
+}
+
 // Modules by context and digest: twelve layers of one width load it once.
 std::shared_ptr<void> sharedModule(void const* cubin, std::string const& digest) {
     // never destroyed: plugins may outlive the end of main
     static auto& mutex = *new std::mutex;
-    static auto& modules = *new std::map<std::pair<CUcontext, std::string>, std::weak_ptr<void>>;
+    static auto& modules = *new std::map<std::pair<unsigned long long, std::string>, std::weak_ptr<void>>;
     std::lock_guard<std::mutex> const lock(mutex);
-    std::weak_ptr<void>& held = modules[{currentContext(), digest}];
+    CUcontext const context = currentContext();
+    std::weak_ptr<void>& held = modules[{identityOf(context), digest}];
     if (std::shared_ptr<void> module = held.lock()) {
         return module;
     }
     CUmodule module = nullptr;
     check(theDriver().moduleLoadData(&module, cubin), "the driver refuses the kernel",
         "update the driver, or compile the kernels with an older ptxas");
-    std::shared_ptr<void> loaded(module, [](void* last) { theDriver().moduleUnload(static_cast<CUmodule>(last)); });
+    std::shared_ptr<void> loaded(module, [context](void* last) {
+        // TensorRT may free the last user on a thread with another context; where this one is gone, so is its module
+        if (theDriver().ctxPushCurrent(context) == CUDA_SUCCESS) {
+            theDriver().moduleUnload(static_cast<CUmodule>(last));
+            CUcontext popped = nullptr;
+            theDriver().ctxPopCurrent(&popped);
+        }
+    });
     held = loaded;
     return loaded;
 }

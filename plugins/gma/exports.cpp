@@ -4,11 +4,12 @@
 
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
 
+#ifdef GMF_EDGE_REGISTERED
+// register.cpp hands the creators over itself, and TensorRT must not find a second way to them
+#define GMF_EXPORT extern "C" __attribute__((visibility("hidden")))
+#else
 #define GMF_EXPORT extern "C" __attribute__((visibility("default")))
-
-namespace gmf_edge {
-void setFinder(nvinfer1::ILoggerFinder* finder);
-}
+#endif
 
 GMF_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { gmf_edge::setFinder(finder); }
 

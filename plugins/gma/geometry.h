@@ -60,14 +60,15 @@ struct Workspace {
     size_t bytes;
 };
 
-// For every batch up to maxBatch: the number of partials does not grow evenly with the batch, so it is bounded, not planned.
+// For every batch up to maxBatch on every GPU: TensorRT asks for the size when the engine is built and keeps it in the engine, which may run
+// on a GPU with more multiprocessors (hardware compatibility, MIG, another module of one architecture). So the partials are bounded by what
+// planGeometry gives on any of them.
 inline Workspace planWorkspace(
-    int64_t maxBatch, int64_t tokens, int64_t segmentDim, int64_t tileTokens, int64_t multiprocessors, size_t elementBytes, bool packed) {
+    int64_t maxBatch, int64_t tokens, int64_t segmentDim, int64_t tileTokens, size_t elementBytes, bool packed) {
     auto const align = [](size_t bytes) { return (bytes + Workspace::kAlignment - 1) / Workspace::kAlignment * Workspace::kAlignment; };
     size_t const padded = static_cast<size_t>(paddedDim(segmentDim));
     int64_t const tiles = divideUp(tokens, tileTokens);
-    int64_t const perImage = std::min(tiles, kMaxSplits);
-    int64_t const partials = std::min(maxBatch * perImage, divideUp(4 * multiprocessors, kSegments) + maxBatch);
+    int64_t const partials = maxBatch * std::min(tiles, kMaxSplits);
     Workspace workspace{};
     workspace.vectors = 0;
     workspace.matrices = packed ? 0 : align(kVectorRows * padded * sizeof(float));

@@ -66,6 +66,13 @@ std::string decodeBase64(std::string const& text) {
     return bytes;
 }
 
+// Whether code for one architecture runs on a newer one: CUDA guarantees it within a major version, but not between desktop and Tegra
+// parts (CUDA C++ Programming Guide, Binary Compatibility), nor for code that Triton makes for sm_90 and later (sm_90a and the like).
+bool runsOn(uint32_t image, uint32_t device) {
+    constexpr uint32_t kOrin = 87;
+    return image / 10 == 8 && device / 10 == 8 && image <= device && image != kOrin && device != kOrin;
+}
+
 std::string textOf(char const* field, size_t size) { return std::string(field, std::find(field, field + size, '\0')); }
 
 } // namespace
@@ -101,11 +108,18 @@ KernelArchive::KernelArchive(std::string base64) : mBase64(std::move(base64)), m
 
 KernelImage const& KernelArchive::imageOf(std::string_view kernel, uint32_t arch) const {
     std::set<uint32_t> held;
+    KernelImage const* older = nullptr;
     for (KernelImage const& image : mImages) {
         if (image.kernel == kernel && image.arch == arch) {
             return image;
         }
+        if (image.kernel == kernel && runsOn(image.arch, arch) && (older == nullptr || image.arch > older->arch)) {
+            older = &image;
+        }
         held.insert(image.arch);
+    }
+    if (older != nullptr) {
+        return *older;
     }
     std::string list;
     for (uint32_t const other : held) {

@@ -20,6 +20,13 @@ uint32_t argumentsOf(std::string const& kernel) {
 
 bool near(float a, float b) { return std::abs(a - b) <= 1e-5F * std::abs(b); }
 
+// The kernels read and write 16 bytes at a time; elsewhere that is an error which no later call of the process survives.
+void requireAligned(void const* pointer, std::string const& what) {
+    if (reinterpret_cast<uintptr_t>(pointer) % 16 != 0) {
+        throw Problem(what + " is not aligned to 16 bytes", "give TensorRT aligned tensors, such as whole allocations");
+    }
+}
+
 std::string hexOf(std::array<uint8_t, 32> const& digest) {
     constexpr char kDigits[] = "0123456789abcdef";
     std::string text;
@@ -64,8 +71,7 @@ void LaunchCore::checkInputs(int64_t inputs, int64_t tokens, int64_t stacked) co
 }
 
 size_t LaunchCore::workspaceBytes(int64_t maxBatch) const {
-    int64_t const multiprocessors = mLoaded ? mLoaded->device.multiprocessors : currentDevice().multiprocessors;
-    return planWorkspace(maxBatch, tokens(), segmentDim(), tileTokens(), multiprocessors, elementBytes(), packed()).bytes;
+    return planWorkspace(maxBatch, tokens(), segmentDim(), tileTokens(), elementBytes(), packed()).bytes;
 }
 
 LoadedKernel LaunchCore::loadOne(std::string_view kernel, uint32_t arch) const {
@@ -88,7 +94,12 @@ void LaunchCore::enqueue(int64_t batch, void const* const* inputs, void* output,
     }
     int64_t const multiprocessors = mLoaded->device.multiprocessors;
     Geometry const geometry = planGeometry(batch, tokens(), segmentDim(), tileTokens(), multiprocessors);
-    Workspace const regions = planWorkspace(batch, tokens(), segmentDim(), tileTokens(), multiprocessors, elementBytes(), packed());
+    Workspace const regions = planWorkspace(batch, tokens(), segmentDim(), tileTokens(), elementBytes(), packed());
+    requireAligned(output, "the output");
+    requireAligned(workspace, "the workspace");
+    for (int64_t i = 0; i < this->inputs(); ++i) {
+        requireAligned(inputs[i], "input " + std::to_string(i));
+    }
     auto const region = [&](size_t offset) { return static_cast<void*>(static_cast<char*>(workspace) + offset); };
     void* vectors = packed() ? const_cast<void*>(inputs[1]) : region(regions.vectors);
     void* matrices = packed() ? const_cast<void*>(inputs[2]) : region(regions.matrices);

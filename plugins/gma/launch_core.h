@@ -40,7 +40,7 @@ public:
     // Throws Problem: qkv [batch, tokens, stacked] or the number of inputs does not fit the attributes.
     void checkInputs(int64_t inputs, int64_t tokens, int64_t stacked) const;
 
-    // For any batch up to maxBatch on the current device. Throws Problem.
+    // For any batch up to maxBatch, on any GPU; asks no device.
     size_t workspaceBytes(int64_t maxBatch) const;
 
     // Loads the kernels into the current context, once; copies of this object share them. Throws Problem.

@@ -20,6 +20,9 @@ constexpr char kPluginNamespace[] = "";
 // To TensorRT's logger where it gave one (setLoggerFinder), else to stderr.
 void logError(char const* where, char const* what) noexcept;
 
+// Who knows the logger; null for stderr.
+void setFinder(nvinfer1::ILoggerFinder* finder);
+
 // Runs `call`; a Problem becomes a line in the log and `failed`.
 template <typename Result, typename Call>
 Result guarded(char const* where, Result failed, Call&& call) noexcept {

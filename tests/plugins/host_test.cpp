@@ -128,7 +128,11 @@ struct Memory {
     }
     std::vector<char> output;
     std::vector<char> workspace;
-    char marks[20]{};
+    // weights lie at aligned addresses of their own, as TensorRT's do
+    struct alignas(256) Mark {
+        char byte;
+    };
+    Mark marks[20]{};
     std::vector<void const*> inputs;
 };
 
@@ -208,7 +212,14 @@ void testV2(IPluginCreator& creator, mock::State& gpu, Node node) {
     CHECK(theLog.text.empty());
 
     tensors.assign(21, tensor(8));
+    // an engine is built on a small GPU and runs on a large one: the size is asked for once, and without a context
+    int const multiprocessors = gpu.multiprocessors;
+    gpu.multiprocessors = 8;
+    gpu.context = false;
     size_t const bytes = plugin->getWorkspaceSize(tensors.data(), 20, tensors.data() + 20, 1);
+    CHECK(bytes > 0 && theLog.text.empty());
+    gpu.context = true;
+    gpu.multiprocessors = 132;
     auto* const stream = reinterpret_cast<cudaStream_t>(&node);
     {
         // before initialize there is nothing to launch, and enqueue must not load
@@ -247,6 +258,7 @@ void testV2(IPluginCreator& creator, mock::State& gpu, Node node) {
         other->destroy();
     }
     CHECK(gpu.modulesAlive == 0);
+    gpu.multiprocessors = multiprocessors;
     serialized.resize(serialized.size() - 1);
     CHECK(creator.deserializePlugin("node", serialized.data(), serialized.size()) == nullptr);
     CHECK(theLog.holds("gmf-edge deploy"));
@@ -286,7 +298,13 @@ void testV3(IPluginCreatorV3One& creator, mock::State& gpu, Node node) {
     DimsExprs out{};
     CHECK(build->getOutputShapes(&qkv, 20, nullptr, 0, &out, 1, builder) == 0);
     CHECK(out.nbDims == 3 && out.d[0] == qkv.d[0] && out.d[1] == qkv.d[1] && out.d[2]->getConstantValue() == kC);
+    int const multiprocessors = gpu.multiprocessors;
+    gpu.multiprocessors = 8;
+    gpu.context = false;
     size_t const bytes = build->getWorkspaceSize(range.data(), 20, range.data() + 20, 1);
+    CHECK(bytes > 0 && theLog.text.empty());
+    gpu.context = true;
+    gpu.multiprocessors = 132;
 
     auto* runtime = static_cast<IPluginV3OneRuntime*>(plugin->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
     PluginFieldCollection const* kept = runtime->getFieldsToSerialize();
@@ -322,6 +340,7 @@ void testV3(IPluginCreatorV3One& creator, mock::State& gpu, Node node) {
     CHECK(gpu.modulesAlive == 3);
     second.reset();
     CHECK(gpu.modulesAlive == 0);
+    gpu.multiprocessors = multiprocessors;
     gpu.modulesLoaded = 0;
 }
 #endif
@@ -390,6 +409,22 @@ void testRefusals(IPluginCreator& creator, mock::State& gpu, Node const& good) {
     CHECK(plugin->enqueue(tensors.data(), tensors.data() + 20, memory.inputs.data(), outputs, memory.workspace.data(), nullptr) != 0);
     CHECK(theLog.holds("did not start") && theLog.holds("--no-plugin"));
     gpu.failLaunch = false;
+    // 16 bytes at a time: what is not aligned never reaches the GPU
+    theLog.text.clear();
+    size_t const launched = gpu.launches.size();
+    memory.inputs[0] = memory.output.data() + 2;
+    CHECK(plugin->enqueue(tensors.data(), tensors.data() + 20, memory.inputs.data(), outputs, memory.workspace.data(), nullptr) != 0);
+    CHECK(theLog.holds("input 0 is not aligned") && gpu.launches.size() == launched);
+    plugin->destroy();
+
+    // a context that was reset has another identity at the same address: nothing loaded before is used in it
+    plugin = static_cast<IPluginV2DynamicExt*>(creator.createPlugin("node", fresh.asFields()));
+    CHECK(plugin->initialize() == 0);
+    int const loaded = gpu.modulesLoaded;
+    gpu.contextId = 2;
+    auto* later = static_cast<IPluginV2DynamicExt*>(creator.createPlugin("node", fresh.asFields()));
+    CHECK(later->initialize() == 0 && gpu.modulesLoaded == loaded + 3);
+    later->destroy();
     plugin->destroy();
 
     // more than 48 KB of shared memory is asked for
@@ -405,7 +440,7 @@ int printGeometry() {
     int64_t batch = 0, tokens = 0, segment = 0, tile = 0, processors = 0;
     while (std::cin >> batch >> tokens >> segment >> tile >> processors) {
         auto const g = gmf_edge::planGeometry(batch, tokens, segment, tile, processors);
-        auto const w = gmf_edge::planWorkspace(batch, tokens, segment, tile, processors, 2, false);
+        auto const w = gmf_edge::planWorkspace(batch, tokens, segment, tile, 2, false);
         std::cout << g.splits << ' ' << g.tilesPerSplit << ' ' << gmf_edge::paddedDim(segment) << ' '
                   << gmf_edge::Geometry::partialFloats(segment) << ' ' << gmf_edge::kVectorRows << ' ' << gmf_edge::kMatrixCount << ' '
                   << w.bytes - w.partials << '\n';

@@ -72,6 +72,24 @@ CUresult cuCtxGetCurrent(CUcontext* context) {
     return CUDA_SUCCESS;
 }
 
+#undef cuCtxPushCurrent
+#undef cuCtxPopCurrent
+CUresult cuCtxPushCurrent_v2(CUcontext) {
+    ++theState.contextsPushed;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuCtxPopCurrent_v2(CUcontext* context) {
+    --theState.contextsPushed;
+    *context = reinterpret_cast<CUcontext>(&theState);
+    return CUDA_SUCCESS;
+}
+
+CUresult cuCtxGetId(CUcontext, unsigned long long* identity) {
+    *identity = theState.contextId;
+    return CUDA_SUCCESS;
+}
+
 #undef cuCtxGetDevice
 CUresult cuCtxGetDevice(CUdevice* device) {
     *device = 0;
@@ -98,6 +116,9 @@ CUresult cuModuleLoadData(CUmodule* module, void const* image) {
 }
 
 CUresult cuModuleUnload(CUmodule module) {
+    if (theState.contextsPushed != 1) {
+        return CUDA_ERROR_INVALID_CONTEXT;
+    }
     delete reinterpret_cast<Module*>(module);
     --theState.modulesAlive;
     return CUDA_SUCCESS;

@@ -23,6 +23,8 @@ struct State {
     bool context = true;    // whether the calling thread has one
     bool refuse = false;    // whether cuModuleLoadData fails
     bool failLaunch = false;
+    unsigned long long contextId = 1; // of the current context, which keeps its address
+    int contextsPushed = 0;
     int modulesLoaded = 0;
     int modulesAlive = 0;
     int largestSharedBytes = 0; // asked for with cuFuncSetAttribute

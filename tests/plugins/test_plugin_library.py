@@ -126,6 +126,57 @@ def test_geometry_in_cpp_is_that_of_python(build: Path) -> None:
         *got, partial_bytes = map(int, line.split())
         floats = geometry.partial_floats
         assert got == [geometry.splits, geometry.tiles_per_split, padded_dim(case[2]), floats, VECTOR_ROWS, MATRIX_COUNT], case
-        # the workspace for this batch also holds the partials of every smaller one
+        # the workspace for this batch also holds the partials of every smaller one, on every GPU: its size is kept in the engine
         for smaller in range(1, case[0] + 1):
-            assert partial_bytes >= smaller * plan(smaller, *case[1:]).splits * 4 * floats * 4, (case, smaller)
+            for processors in (1, 8, 16, 108, 132, 160, 1024):
+                splits = plan(smaller, *case[1:4], processors).splits
+                assert partial_bytes >= smaller * splits * 4 * floats * 4, (case, smaller, processors)
+
+
+def test_the_library_that_registers_itself_gives_nothing_to_load_library(build: Path) -> None:
+    library = str(build / "libgmf_edge_plugin_registered.so")
+    text = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True).stdout
+    names = {line.split()[-1] for line in text.splitlines() if " T " in line}
+    assert names - {"_init", "_fini"} == set()
+    needed = subprocess.run(["readelf", "-d", library], capture_output=True, text=True).stdout
+    assert "libnvinfer" not in needed
+
+
+def test_the_library_that_registers_itself_says_where_it_cannot(build: Path) -> None:
+    code = f"import ctypes; ctypes.CDLL({str(build / 'libgmf_edge_plugin_registered.so')!r})"
+    runtime = subprocess.run(["c++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    environment = {**os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
+    done = subprocess.run([shutil.which("python3") or "python3", "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "not registered, because libnvinfer.so." in done.stderr
+
+
+LOADED_BY_DLOPEN = """
+import ctypes, os, sys
+import tensorrt as trt
+name = "GmfGroupMixAttention"
+registry = trt.get_plugin_registry()
+before = name in [creator.name for creator in registry.plugin_creator_list]
+# as Triton's backend does it: dlopen(path, RTLD_NOW | RTLD_LOCAL), and nothing else
+ctypes.CDLL(sys.argv[1], mode=os.RTLD_NOW | os.RTLD_LOCAL)
+found = [creator for creator in registry.plugin_creator_list if creator.name == name]
+print(before, [(creator.name, creator.plugin_version, creator.plugin_namespace) for creator in found])
+"""
+
+
+def test_a_plain_dlopen_beside_the_real_library_registers_the_plugin(tmp_path: Path) -> None:
+    home = os.environ.get("GMF_EDGE_TRT_HOME", "")
+    roots = [root for root in ROOTS if root.name.startswith("8.")]
+    if not home or not roots:
+        pytest.skip("needs GMF_EDGE_TRT_HOME (an unpacked TensorRT 8.6) and its headers in TENSORRT_ROOT")
+    configure = ["cmake", "-S", str(PLUGINS), "-B", str(tmp_path), f"-DTENSORRT_ROOT={roots[0]}"]
+    subprocess.run(configure, check=True, capture_output=True)
+    target = ["cmake", "--build", str(tmp_path), "--parallel", "2", "--target", "gmf_edge_plugin_registered"]
+    subprocess.run(target, check=True, capture_output=True)
+    script = tmp_path / "load.py"
+    script.write_text(LOADED_BY_DLOPEN)
+    line = f". {home}/env.sh; trt-python {script} {tmp_path / 'libgmf_edge_plugin_registered.so'}"
+    # the pack's Python needs none of this process's paths
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "LD_LIBRARY_PATH")}
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment)
+    assert done.stdout == "False [('GmfGroupMixAttention', '1', '')]\n", done.stdout + done.stderr
