@@ -270,11 +270,11 @@ def deploy(
     as_json: AsJson = False,
 ) -> None:
     """Build, prove and measure the engine from a bundle, on the machine where it will run. Takes trtexec's spellings like build."""
+    from gmf_edge.bundle import require_replaceable
     from gmf_edge.deploy import deploy_bundle
-    from gmf_edge.prepare import refuse_foreign
 
     if output is not None:
-        refuse_foreign(output)
+        require_replaceable(output)
     asked = _trtexec(context.args, workspace_mib)
     if (asked.profile, asked.image_size, asked.precision) != (None, None, None):
         raise SpecError("shapes and precision are in the bundle already", "give them to 'gmf-edge build' or 'gmf-edge export'")

@@ -24,9 +24,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engines.protocol",),
     ("model", "rewrite", "precision", "kernels", "engines", "bundle"),
     ("verify", "bench"),
-    # prepare.py in its parts: what a build is about, its stages, and the search for the layers that INT8 may have
-    ("subject",),
-    ("stages", "int8_search"),
     ("prepare", "deploy", "report", "package"),
     ("pipeline",),
     ("doctor",),
@@ -121,7 +118,7 @@ def test_triton_stays_in_the_kernels_room() -> None:
 @pytest.mark.parametrize("package", ["onnx", "onnx_ir", "onnxscript"])
 def test_onnx_stays_on_the_workstation(package: str) -> None:
     rooms = {module.split(".")[0] for module in importers(package)}
-    assert rooms <= {"model", "rewrite", "precision", "kernels", "ops", "stages", "int8_search"}
+    assert rooms <= {"model", "rewrite", "precision", "kernels", "ops", "prepare"}
 
 
 def test_no_module_is_called_utils() -> None:

@@ -19,8 +19,8 @@ from gmf_edge.cli import run
 from gmf_edge.engines.onnxruntime import OnnxRuntimeBackend
 from gmf_edge.errors import CalibrationError, SpecError
 from gmf_edge.precision.pays import PayDecision
+from gmf_edge.prepare.source import PACKAGED_CALIBRATION, PACKAGED_TEST
 from gmf_edge.spec import BuildSpec, Precision
-from gmf_edge.subject import PACKAGED_CALIBRATION, PACKAGED_TEST
 
 INT8 = BuildSpec(precision=Precision.INT8, backend="onnxruntime")
 

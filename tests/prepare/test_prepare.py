@@ -15,36 +15,35 @@ pytest.importorskip("torch")
 
 import gmf_edge
 from gmf_edge import Precision
-from gmf_edge.bundle import open_bundle
+from gmf_edge.bundle import open_bundle, require_replaceable
 from gmf_edge.errors import BundleError, DataError, EnvironmentProblem
-from gmf_edge.prepare import refuse_foreign
-from gmf_edge.subject import UNTRAINED_IMAGES, Subject, resolve
+from gmf_edge.prepare.source import UNTRAINED_IMAGES, SourceModel, load_source
 from gmf_edge.verify.golden import Golden, Reference
 
 TEST_SET = Path(gmf_edge.__file__).parent / "assets" / "pico-digits-test.zip"
 
 
-def resolved(stack: ExitStack, **request: Any) -> Subject:
-    return resolve(gmf_edge.BuildSpec(**request), stack)
+def resolved(stack: ExitStack, **request: Any) -> SourceModel:
+    return load_source(gmf_edge.BuildSpec(**request), stack)
 
 
 def test_without_a_request_it_is_the_packaged_model_and_its_test_set() -> None:
     with ExitStack() as stack:
-        subject = resolved(stack)
-        assert (subject.spec.variant, subject.spec.num_classes, subject.spec.image_size) == ("pico", 10, (64, 64))
-        assert subject.origin.kind == "packaged"
-        assert subject.images is not None
-        assert len(subject.images) == 360
-        assert subject.classes == tuple("0123456789")
+        source = resolved(stack)
+        assert (source.spec.variant, source.spec.num_classes, source.spec.image_size) == ("pico", 10, (64, 64))
+        assert source.origin.kind == "packaged"
+        assert source.evaluation is not None
+        assert len(source.evaluation) == 360
+        assert source.classes == tuple("0123456789")
 
 
 def test_another_class_count_is_another_model_and_that_is_random() -> None:
     with ExitStack() as stack:
-        subject = resolved(stack, variant="pico", num_classes=3, image_size=(32, 64))
-        assert subject.origin.trained is False
-        assert subject.images is None
-        assert subject.classes == ("class 0", "class 1", "class 2")
-        assert (subject.spec.num_classes, subject.preprocess.image_size) == (3, (32, 64))
+        source = resolved(stack, variant="pico", num_classes=3, image_size=(32, 64))
+        assert source.origin.trained is False
+        assert source.evaluation is None
+        assert source.classes == ("class 0", "class 1", "class 2")
+        assert (source.spec.num_classes, source.preprocess.image_size) == (3, (32, 64))
 
 
 def test_random_weights_follow_the_seed() -> None:
@@ -61,14 +60,14 @@ def test_untrained_weights_are_judged_on_fewer_images_unless_asked() -> None:
     with ExitStack() as stack:
         request: dict[str, Any] = {"variant": "pico", "num_classes": 3, "image_size": (32, 32), "eval_data": TEST_SET}
         usual, asked = resolved(stack, **request), resolved(stack, **request, eval_images=200)
-        assert usual.images is not None
-        assert asked.images is not None
-        assert (len(usual.images), len(asked.images)) == (UNTRAINED_IMAGES, 200)
+        assert usual.evaluation is not None
+        assert asked.evaluation is not None
+        assert (len(usual.evaluation), len(asked.evaluation)) == (UNTRAINED_IMAGES, 200)
 
 
 def test_a_drawn_part_covers_every_class() -> None:
     with ExitStack() as stack:
-        images = resolved(stack, eval_images=20).images
+        images = resolved(stack, eval_images=20).evaluation
         assert images is not None
         assert images.labels is not None
         assert np.bincount(images.labels, minlength=10).tolist() == [2] * 10
@@ -87,21 +86,21 @@ def test_class_folders_of_other_names_are_refused(digits: Path, tmp_path: Path) 
 
 
 def test_a_missing_package_is_named_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gmf_edge.subject.find_spec", lambda name: None if name == "onnxscript" else object())
+    monkeypatch.setattr("gmf_edge.prepare.source.find_spec", lambda name: None if name == "onnxscript" else object())
     with ExitStack() as stack, pytest.raises(EnvironmentProblem, match="onnxscript"):
         resolved(stack)
 
 
 def test_only_a_bundle_or_an_empty_place_may_be_replaced(tmp_path: Path, pico_export: Path) -> None:
-    refuse_foreign(tmp_path / "nothing")
-    refuse_foreign(pico_export)
+    require_replaceable(tmp_path / "nothing")
+    require_replaceable(pico_export)
     (tmp_path / "empty").mkdir()
-    refuse_foreign(tmp_path / "empty")
+    require_replaceable(tmp_path / "empty")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a").write_text("")
     for place in (tmp_path / "full", tmp_path / "full" / "a"):
         with pytest.raises(BundleError, match="not a bundle"):
-            refuse_foreign(place)
+            require_replaceable(place)
 
 
 def test_a_damaged_bundle_may_be_replaced(copied: Callable[[Path], Path], pico_export: Path) -> None:
