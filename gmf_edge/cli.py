@@ -638,8 +638,8 @@ def _show_report(report: Mapping[str, Any]) -> None:
     if report.get("plugin"):
         out.print(f"plugin: {report['plugin']['reason']}", markup=False)
     if report.get("choice"):
-        left = report["not_kept"]
-        out.print(f"{report['precision']} was kept; beside it {left['precision']}: {left['reason']}", markup=False)
+        other = report["alternative"]
+        out.print(f"{report['precision']} was delivered; beside it {other['precision']}: {other['reason']}", markup=False)
 
 
 def _show_latency(values: Sequence[Mapping[str, Any]]) -> None:
