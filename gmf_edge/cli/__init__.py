@@ -2,6 +2,10 @@
 
 Results and the last line (PASSED or FAILED and why) go to standard output, progress and errors to standard error. Exit status: 0 done,
 1 failure, 2 usage, 3 accuracy, 4 environment.
+
+options    every option that several verbs share, once
+screen     what is printed
+prepare deploy inspect kernels   the verbs
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from gmf_edge.deploy.verify import verify_bundle
 from gmf_edge.engines.choose import choose_backend
 from gmf_edge.engines.protocol import Progress, silent
 from gmf_edge.spec import Gate
-from gmf_edge.verify.parity import judge
+from gmf_edge.verify.judge import judge
 from gmf_edge.verify.report import report_of, write_report
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from gmf_edge.bench.compare import compare
 from gmf_edge.bundle import GOLDEN, Bundle
 from gmf_edge.engines.protocol import Backend, EngineRequest, Progress
 from gmf_edge.spec import Gate
+from gmf_edge.verify.batches import prove_batches
 from gmf_edge.verify.golden import Golden
-from gmf_edge.verify.parity import prove_batches
 
 # a library that has to travel must be worth it
 PLUGIN_MARGIN = 1.02

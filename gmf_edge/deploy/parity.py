@@ -11,8 +11,9 @@ from gmf_edge.bundle import GOLDEN, REFERENCE, Bundle, Manifest
 from gmf_edge.engines.protocol import Engine, Progress
 from gmf_edge.errors import BundleError, DataError
 from gmf_edge.spec import Gate
+from gmf_edge.verify.batches import prove_batches
 from gmf_edge.verify.golden import Golden, Reference, in_batches
-from gmf_edge.verify.parity import ParityReport, measure, prove_batches
+from gmf_edge.verify.parity import ParityReport, measure
 
 if TYPE_CHECKING:
     from gmf_edge.imageset import ImageSet

@@ -10,7 +10,7 @@ from gmf_edge.deploy.engine import open_or_build
 from gmf_edge.deploy.parity import evaluation_images, gate_of, parity_of
 from gmf_edge.deploy.result import Result
 from gmf_edge.engines.protocol import Progress, silent
-from gmf_edge.verify.parity import judge
+from gmf_edge.verify.judge import judge
 from gmf_edge.verify.report import report_of
 
 

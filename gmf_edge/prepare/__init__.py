@@ -5,6 +5,8 @@ graphs         1-plain.onnx -> 2-fused.onnx -> the bundle's   exported, rewritte
 reference      golden.npz, reference.npz                      FP32 PyTorch's logits
 calibration    ranges.json                                    INT8: the activations' ranges
 quantization   which layers INT8 leaves out                   INT8: none, or as few as the gate allows
+
+Each step is `cached`: a function of content that is skipped where equal inputs have been through it.
 """
 
 from __future__ import annotations

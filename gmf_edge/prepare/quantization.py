@@ -21,15 +21,17 @@ from gmf_edge.engines.protocol import Progress
 from gmf_edge.prepare.graphs import FUSED
 from gmf_edge.prepare.source import SourceModel
 from gmf_edge.spec import BuildSpec
+from gmf_edge.verify.batches import prove_batches
 from gmf_edge.verify.golden import Golden, Reference, in_batches
-from gmf_edge.verify.parity import judge, measure, prove_batches
+from gmf_edge.verify.judge import judge
+from gmf_edge.verify.parity import measure
 
 if TYPE_CHECKING:
     import onnx_ir
 
     from gmf_edge.precision.lower import Quantization
     from gmf_edge.precision.recipe import Recipe
-    from gmf_edge.precision.sensitivity import Verdict
+    from gmf_edge.precision.search_state import Verdict
 
 SENSITIVITY_BATCH = 8
 
@@ -46,8 +48,8 @@ def quantization_for(
     import onnx_ir
 
     from gmf_edge.precision.lower import Quantization
+    from gmf_edge.precision.mixed_precision import mixed_precision
     from gmf_edge.precision.ranges import read_ranges
-    from gmf_edge.precision.sensitivity import mixed_precision
 
     ranges = read_ranges(ranges_file)
     if not spec.auto:
@@ -85,7 +87,7 @@ def quantization_for(
 def _verdict(
     candidate: onnx_ir.Model, source: SourceModel, golden: Golden, evaluation: Reference | None, spec: BuildSpec
 ) -> Verdict:
-    from gmf_edge.precision.sensitivity import Verdict
+    from gmf_edge.precision.search_state import Verdict
     from gmf_edge.rewrite.bodies import inline_bodies
     from gmf_edge.rewrite.shared_weights import save_graphs
 

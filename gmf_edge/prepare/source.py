@@ -97,7 +97,7 @@ def load_source(spec: BuildSpec, stack: ExitStack, progress: Progress = silent, 
 
 
 def _calibration_images(spec: BuildSpec, origin: WeightsOrigin, evaluation: ImageSet | None, stack: ExitStack) -> ImageSet:
-    from gmf_edge.precision.calibrate import check_disjoint, draw
+    from gmf_edge.precision.calibration_images import check_disjoint, draw
 
     address = spec.calibration_data
     if address is None and origin.kind == "packaged":

@@ -435,7 +435,7 @@ def test_max_drop_is_the_limit_that_is_applied(gmf: Run, pico_fp16: Path, monkey
         return logits
 
     monkeypatch.setattr(OnnxRuntimeEngine, "infer", four_lose)
-    monkeypatch.setattr("gmf_edge.verify.parity._batch_failure", lambda *arguments: None)
+    monkeypatch.setattr("gmf_edge.verify.judge._batch_failure", lambda *arguments: None)
     strict = gmf("verify", pico_fp16, "--eval-data", TEST_SET, "--max-drop", "5", "--json")
     loose = gmf("verify", pico_fp16, "--eval-data", TEST_SET, "--max-drop", "50", "--json")
     strict_report, loose_report = json.loads(strict.out), json.loads(loose.out)
