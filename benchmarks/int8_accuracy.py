@@ -26,7 +26,9 @@ from gmf_edge.image import Preprocess
 from gmf_edge.imageset import ImageSet
 from gmf_edge.model.checkpoint import load_model
 from gmf_edge.model.export import export_plain
-from gmf_edge.precision.calibrate import check_disjoint, check_images, draw, observe, ranges_from
+from gmf_edge.precision.activations import observe
+from gmf_edge.precision.calibrate import ranges_from
+from gmf_edge.precision.calibration_images import check_disjoint, check_images, draw
 from gmf_edge.precision.int8 import insert_qdq
 from gmf_edge.precision.integer_gemm import linears_as_gemm
 from gmf_edge.precision.ranges import Provenance

@@ -32,7 +32,9 @@ from gmf_edge.image import Preprocess, input_array
 from gmf_edge.imageset import ImageSet
 from gmf_edge.model.export import export_plain
 from gmf_edge.model.groupmixformer import random_model
-from gmf_edge.precision.calibrate import draw, observe, ranges_from
+from gmf_edge.precision.activations import observe
+from gmf_edge.precision.calibrate import ranges_from
+from gmf_edge.precision.calibration_images import draw
 from gmf_edge.precision.int8 import insert_qdq
 from gmf_edge.precision.integer_gemm import linears_as_gemm
 from gmf_edge.precision.ranges import Provenance

@@ -173,6 +173,16 @@ def is_bundle(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
+def require_replaceable(out: Path) -> None:
+    """Never replace what gmf-edge did not make: `out` is a bundle, an empty folder, or not there.
+
+    Raises:
+        BundleError: it is a file, or a folder with other content.
+    """
+    if out.exists() and not is_bundle(out) and (not out.is_dir() or any(out.iterdir())):
+        raise BundleError(f"{out} exists and is not a bundle", "choose another --output, or remove it")
+
+
 def open_bundle(folder: Path) -> Bundle:
     """Open a bundle after checking every byte of it.
 

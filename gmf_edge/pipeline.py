@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from gmf_edge.artifact import new_folder
-from gmf_edge.bundle import REPORT, Bundle, open_bundle, seal
-from gmf_edge.deploy import Result, complete, open_engine
+from gmf_edge.bench.compare import compare
+from gmf_edge.bundle import REPORT, Bundle, open_bundle, require_replaceable, seal
+from gmf_edge.deploy import Result, deploy_in_place, open_engine
 from gmf_edge.engines.choose import choose_backend
 from gmf_edge.engines.protocol import Progress, silent
-from gmf_edge.prepare import refuse_foreign, write_bundle
+from gmf_edge.prepare import write_bundle
+from gmf_edge.prepare.source import SourceModel, load_source
 from gmf_edge.spec import BuildSpec, Precision
-from gmf_edge.subject import Subject, resolve
 from gmf_edge.verify.report import write_report
 
 
@@ -49,16 +50,16 @@ def build(
     Raises:
         GmfEdgeError: see gmf_edge.errors; nothing is left behind.
     """
-    refuse_foreign(out)
+    require_replaceable(out)
     backend, _ = choose_backend(spec.backend)  # fails here, not after minutes of export
     with ExitStack() as stack:
-        subject = resolve(spec, stack, progress)
+        source = load_source(spec, stack, progress)
         folder = stack.enter_context(new_folder(out))
 
         def built(request: BuildSpec, place: Path) -> Result:
-            return complete(
-                write_bundle(subject, request, place, progress),
-                subject.images,
+            return deploy_in_place(
+                write_bundle(source, request, place, progress),
+                source.evaluation,
                 backend=spec.backend,
                 gate=request.gate,
                 use_plugin=use_plugin,
@@ -78,40 +79,40 @@ def build(
                 auto=False,
                 max_drop_points=None,
             )
-            result = _better(result, built(plain, other), spec, subject, folder, progress)
+            result = _better(result, built(plain, other), spec, source, folder, progress)
     return Result(out, result.passed, result.reason, result.report)
 
 
-def _better(int8: Result, other: Result, spec: BuildSpec, subject: Subject, folder: Path, progress: Progress) -> Result:
+def _better(int8: Result, other: Result, spec: BuildSpec, source: SourceModel, folder: Path, progress: Progress) -> Result:
     """Leave in `folder` the one of the two that should be delivered, with both in its report."""
-    from gmf_edge.precision.pays import pays
-
     progress(None, "timing INT8 against what it would replace, in turn")
-    images = np.random.default_rng(0).standard_normal((spec.profile.opt, 3, *subject.spec.image_size)).astype(np.float32)
+    images = np.random.default_rng(0).standard_normal((spec.profile.opt, 3, *source.spec.image_size)).astype(np.float32)
     name = str(other.report["precision"]).upper()
     with ExitStack() as stack:
         engines = [stack.enter_context(open_engine(open_bundle(result.folder))) for result in (int8, other)]
-        decision = pays(lambda: engines[0].infer(images), lambda: engines[1].infer(images), baseline=name, within_gate=int8.passed)
-    kept_int8 = decision.pays or (int8.passed and spec.keep_int8)
-    kept, left = (int8, other) if kept_int8 else (other, int8)
+        decision = compare(
+            lambda: engines[0].infer(images), lambda: engines[1].infer(images), baseline=name, within_gate=int8.passed
+        )
+    int8_delivered = decision.accepted or (int8.passed and spec.keep_int8)
+    delivered, alternative = (int8, other) if int8_delivered else (other, int8)
     reason = decision.reason
-    if kept_int8 and not decision.pays:
+    if int8_delivered and not decision.accepted:
         reason = f"INT8 is kept, as asked, although it is not faster here ({decision.reason})"
     if not int8.passed:
         reason += f"; INT8 was {int8.reason}"
     report = {
-        **kept.report,
-        "passed": kept.passed and int8.passed,
-        "reason": f"{kept.reason}; {reason}",
+        **delivered.report,
+        "passed": delivered.passed and int8.passed,
+        "reason": f"{delivered.reason}; {reason}",
         "choice": decision.to_json(),
-        "not_kept": {key: left.report[key] for key in ("precision", "passed", "reason", "parity", "latency")},
+        "alternative": {key: alternative.report[key] for key in ("precision", "passed", "reason", "parity", "latency")},
     }
-    if not kept_int8:
+    if not int8_delivered:
         for path in folder.iterdir():
             path.unlink()
-        for path in kept.folder.iterdir():
+        for path in delivered.folder.iterdir():
             shutil.copyfile(path, folder / path.name)
-    manifest = open_bundle(kept.folder).manifest
+    manifest = open_bundle(delivered.folder).manifest
     write_report(report, folder / REPORT)
     bundle: Bundle = seal(folder, manifest)
     return Result(bundle.folder, bool(report["passed"]), str(report["reason"]), report)

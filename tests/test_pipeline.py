@@ -13,33 +13,34 @@ from typing import Any
 import pytest
 
 import gmf_edge
-from gmf_edge import deploy, pipeline
+from gmf_edge import pipeline
+from gmf_edge.bench.compare import Comparison
 from gmf_edge.bundle import RANGES, open_bundle
 from gmf_edge.cli import run
 from gmf_edge.engines.onnxruntime import OnnxRuntimeBackend
 from gmf_edge.errors import CalibrationError, SpecError
-from gmf_edge.precision.pays import PayDecision
+from gmf_edge.prepare.source import PACKAGED_CALIBRATION, PACKAGED_TEST
 from gmf_edge.spec import BuildSpec, Precision
-from gmf_edge.subject import PACKAGED_CALIBRATION, PACKAGED_TEST
 
 INT8 = BuildSpec(precision=Precision.INT8, backend="onnxruntime")
 
 
-def decision(pays: bool) -> PayDecision:
-    return PayDecision(pays, "as the test says", "INT8", "FP32", 1.0, 2.0 if pays else 0.5, 2.0, (2.0, 2.0), 1.05, 3, True)
+def decision(faster: bool) -> Comparison:
+    return Comparison(faster, "as the test says", "INT8", "FP32", 1.0, 2.0 if faster else 0.5, 2.0, (2.0, 2.0), 1.05, 3, True)
 
 
 @pytest.fixture
 def timing(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """timing(pays): what the comparison of two engines finds, whatever this machine is doing."""
+    """timing(faster): what the comparison of two engines finds, whatever this machine is doing."""
 
-    def set_to(pays: bool) -> None:
-        def compared(first: Callable[[], object], second: Callable[[], object], **settings: Any) -> PayDecision:
+    def set_to(faster: bool) -> None:
+        def compared(first: Callable[[], object], second: Callable[[], object], **settings: Any) -> Comparison:
             first()
             second()
-            return dataclasses.replace(decision(pays), pays=pays and settings.get("within_gate", True))
+            return dataclasses.replace(decision(faster), accepted=faster and settings.get("within_gate", True))
 
-        monkeypatch.setattr("gmf_edge.precision.pays.pays", compared)
+        monkeypatch.setattr("gmf_edge.pipeline.compare", compared)
+        monkeypatch.setattr("gmf_edge.deploy.build.compare", compared)
 
     return set_to
 
@@ -52,7 +53,7 @@ def test_int8_that_pays_is_delivered_with_its_ranges(timing: Callable[[bool], No
     assert bundle.manifest.precision is Precision.INT8
     assert RANGES in bundle.manifest.files
     assert result.report["engine"]["precision_shares"].get("int8", 0) > 0
-    assert result.report["not_kept"]["precision"] == "fp32"
+    assert result.report["alternative"]["precision"] == "fp32"
     assert abs(result.report["parity"]["top1_change_points"]) <= 0.3
     layers = bundle.manifest.lowering["int8"]["layers"]
     for linear in ("att.qkv/MatMul", "mlp.fc1/MatMul", "mlp.fc2/MatMul"):
@@ -72,8 +73,8 @@ def test_int8_that_does_not_pay_is_replaced_and_both_are_reported(
     assert result.passed
     assert bundle.manifest.precision is Precision.FP32
     assert RANGES not in bundle.manifest.files
-    assert result.report["not_kept"]["precision"] == "int8"
-    assert result.report["choice"]["pays"] is False
+    assert result.report["alternative"]["precision"] == "int8"
+    assert result.report["choice"]["accepted"] is False
     assert gmf_edge.build(dataclasses.replace(INT8, keep_int8=True), tmp_path / "b").report["precision"] == "int8"
 
 
@@ -187,14 +188,14 @@ def test_a_plugin_engine_is_kept_only_where_it_is_right_and_faster(
     timing(faster)
     backend = PluginBackend()
     backend.wrong = wrong
-    monkeypatch.setattr(deploy, "choose_backend", lambda wanted: (backend, "the test's"))
+    monkeypatch.setattr("gmf_edge.deploy.choose_backend", lambda wanted: (backend, "the test's"))
     shutil.copytree(pico_export, tmp_path / "b")
     options: Mapping[str, Any] = {"plugin_library": "lib.so"}
     result = gmf_edge.deploy_bundle(tmp_path / "b", options=options)
     assert result.passed
     assert result.report["engine"]["form"] == kept
     assert (tmp_path / "b" / "engine.plan").read_text() == kept
-    assert result.report["plugin"]["pays"] is (kept == "plugin")
+    assert result.report["plugin"]["accepted"] is (kept == "plugin")
 
 
 def test_kernels_travel_in_the_plugin_graphs(pico_export: Path, tmp_path: Path) -> None:
@@ -217,7 +218,7 @@ def test_pipeline_leaves_nothing_behind_when_it_fails(pico_export: Path, tmp_pat
     def broken(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device", str(tmp_path / "b"))
 
-    monkeypatch.setattr(pipeline, "complete", broken)
+    monkeypatch.setattr(pipeline, "deploy_in_place", broken)
     with pytest.raises(gmf_edge.GmfEdgeError, match="No space left"):
         gmf_edge.build(BuildSpec(backend="onnxruntime"), tmp_path / "b")
     assert list(tmp_path.iterdir()) == []

@@ -1,9 +1,7 @@
-"""What each INT8 layer costs, and the fewest layers to leave in higher precision so that a gate holds.
+"""What each INT8 layer costs when it alone is quantised.
 
-layer_snr        one pass: the signal-to-noise ratio of each layer's input, weights and output when it alone is quantised
-sensitivity      a pass a layer: what quantising it alone does to the logits, worst layers first
-search           asks a gate: no exception, then the most sensitive 1, 2, 4, ... layers, halving back, then taking back one by one
-mixed_precision  all three within one time budget, resumable from a JSON file
+layer_snr     one pass: the signal-to-noise ratio of each layer's input, weights and output
+sensitivity   a pass a layer: what it does to the logits, worst layers first
 
 SNR = 10 log10(sum x^2 / sum (x - x_q)^2) in dB, over all images; 6 dB are about one bit. Arithmetic of layer_snr and sensitivity
 is ONNX Runtime's FP32 on dequantised values, which differs from its integer kernels by rounding alone.
@@ -11,14 +9,10 @@ is ONNX Runtime's FP32 on dequantised values, which differs from its integer ker
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +20,16 @@ import numpy as np
 import onnx_ir
 from numpy.typing import NDArray
 
-from gmf_edge.errors import CalibrationError, DataError
+from gmf_edge.engines.protocol import Progress, silent
+from gmf_edge.errors import DataError
+from gmf_edge.precision.activations import Batches, Float32Array
 from gmf_edge.precision.bias_correction import bias_input
-from gmf_edge.precision.calibrate import Batches, Float32Array, Progress, silent
 from gmf_edge.precision.int8 import dequantized, insert_qdq, quantized_weight
 from gmf_edge.precision.int8_layers import QuantizableLayer, chosen_layers, constant_array
 from gmf_edge.precision.ranges import Ranges
 from gmf_edge.precision.recipe import Recipe
+from gmf_edge.precision.search_state import Budget, SearchState, json_number
 from gmf_edge.precision.smoothing import smooth
-
-STATE_SCHEMA = 1
-# share of the time budget that measuring layers may take; the rest is the search's
-SENSITIVITY_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -58,7 +50,7 @@ class LayerSnr:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; null for what is not finite, which JSON cannot say."""
-        return {key: _json_number(value) for key, value in asdict(self).items()}
+        return {key: json_number(value) for key, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,7 @@ class LayerCost:
         logit_error: relative L2 error of the logits when this layer alone is quantised; None where the time did not suffice.
         flips: images whose top-1 class changes then; None likewise.
         multiply_share: its share of the multiplications of all layers in the table.
-        kept: whether it was left in higher precision.
+        excluded: whether it was left in higher precision.
     """
 
     layer: str
@@ -80,135 +72,11 @@ class LayerCost:
     logit_error: float | None
     flips: int | None
     multiply_share: float
-    kept: bool = False
+    excluded: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; null for what is not finite, which JSON cannot say."""
-        return {key: _json_number(value) for key, value in asdict(self).items()}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a gate says of one choice of exceptions.
-
-    Attributes:
-        passed: whether it holds.
-        drop_points: lost top-1 in percentage points; None where there are no labels.
-        reason: the gate's sentence.
-    """
-
-    passed: bool
-    drop_points: float | None = None
-    reason: str = ""
-
-
-# asks the gate about the INT8 graph with these layers left in higher precision
-Evaluate = Callable[[frozenset[str]], Verdict]
-
-
-@dataclass(frozen=True)
-class MixedPrecision:
-    """What the search decided.
-
-    Attributes:
-        exceptions: layers to leave in higher precision.
-        verdict: of the gate, with them.
-        complete: whether the search ended by itself; False where the time did and fewer exceptions might do.
-        table: every layer's cost, the most sensitive first.
-        evaluations: how often the gate was asked, earlier runs included.
-    """
-
-    exceptions: frozenset[str]
-    verdict: Verdict
-    complete: bool
-    table: tuple[LayerCost, ...]
-    evaluations: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, for a report."""
-        return {
-            "exceptions": sorted(self.exceptions),
-            "verdict": {key: _json_number(value) for key, value in asdict(self.verdict).items()},
-            "complete": self.complete,
-            "table": [row.to_json() for row in self.table],
-            "evaluations": self.evaluations,
-        }
-
-
-@dataclass
-class Budget:
-    """Time that may be spent, from the moment that it is made.
-
-    Attributes:
-        seconds: infinity for no limit.
-        clock: monotonic seconds.
-    """
-
-    seconds: float = math.inf
-    clock: Callable[[], float] = time.monotonic
-    started: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.started = self.clock()
-
-    @property
-    def spent(self) -> float:
-        """Seconds since it was made."""
-        return self.clock() - self.started
-
-    def over(self, share: float = 1.0) -> bool:
-        """Whether that share of it is spent; written so that NaN is over."""
-        return not self.spent < share * self.seconds
-
-
-class SearchState:
-    """What a search has measured so far, in a JSON file that a later run goes on from.
-
-    A file of another model, recipe, gate or of other images is not gone on from, and `fresh_because` says so.
-
-    Args:
-        path: of the file; None keeps all in memory.
-        key: digest of everything that the measurements depend on.
-
-    Raises:
-        CalibrationError: the file is another kind of file.
-    """
-
-    def __init__(self, path: Path | None, key: str) -> None:
-        self.path = path
-        self.key = key
-        self.fresh_because: str | None = None
-        self.costs: dict[str, tuple[float, int]] = {}
-        self.verdicts: dict[frozenset[str], Verdict] = {}
-        if path is None or not path.exists():
-            return
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            stored_key, schema = content["key"], content["schema"]
-            costs = {str(name): (float(error), int(flips)) for name, (error, flips) in content["costs"].items()}
-            verdicts = {frozenset(entry["exceptions"]): Verdict(**entry["verdict"]) for entry in content["verdicts"]}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            remedy = "name another file for the search's state, or remove it"
-            raise CalibrationError(f"{path} is not the state of a search ({error!r})", remedy) from error
-        if schema != STATE_SCHEMA or stored_key != key:
-            self.fresh_because = f"{path.name} is of another model, recipe, gate or image set"
-            return
-        self.costs, self.verdicts = costs, verdicts
-
-    def save(self) -> None:
-        """Write the file whole or not at all."""
-        if self.path is None:
-            return
-        content = {
-            "schema": STATE_SCHEMA,
-            "key": self.key,
-            "costs": {name: list(cost) for name, cost in self.costs.items()},
-            "verdicts": [{"exceptions": sorted(names), "verdict": asdict(verdict)} for names, verdict in self.verdicts.items()],
-        }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        os.replace(unfinished, self.path)
+        return {key: json_number(value) for key, value in asdict(self).items()}
 
 
 def layer_snr(
@@ -369,132 +237,6 @@ def sensitivity(
     return tuple(sorted(rows, key=lambda row: -math.inf if row.logit_error is None else row.logit_error, reverse=True))
 
 
-def search(
-    ranked: Sequence[str],
-    evaluate: Evaluate,
-    *,
-    state: SearchState | None = None,
-    budget: Budget | None = None,
-    progress: Progress = silent,
-) -> tuple[frozenset[str], Verdict, bool]:
-    """The fewest exceptions that keep a gate, as far as a bounded search can tell.
-
-    Args:
-        ranked: names of the INT8 layers, the most sensitive first.
-        evaluate: the gate; asked once for each choice of exceptions, and never again for one that `state` knows.
-        state: verdicts of an earlier run are taken from it and new ones saved to it.
-        budget: no new question once it is over; the question without exceptions is always asked.
-
-    Returns:
-        (exceptions, the gate's verdict with them, whether the search ended by itself). Where nothing that was asked passed, every
-        layer is an exception, and the verdict is what the gate says of that, or that the time was over before it was asked.
-    """
-    state = state or SearchState(None, "")
-    budget = budget or Budget()
-    layers = list(ranked)
-
-    def ask(count_or_names: int | frozenset[str]) -> Verdict | None:
-        """None once the time is over, unless the answer is known."""
-        names = frozenset(layers[:count_or_names]) if isinstance(count_or_names, int) else count_or_names
-        if names not in state.verdicts:
-            if names and budget.over():
-                return None
-            progress(None, f"asking the gate with {len(names)} of {len(layers)} layers in higher precision")
-            state.verdicts[names] = evaluate(names)
-            state.save()
-        return state.verdicts[names]
-
-    first = ask(0)
-    assert first is not None
-    if first.passed or not layers:
-        return frozenset(), first, True
-    failing, passing = 0, None
-    count = 1
-    while passing is None:
-        verdict = ask(count)
-        if verdict is None:
-            return frozenset(layers), Verdict(False, None, "the time was over before any choice of exceptions passed"), False
-        if verdict.passed:
-            passing = count
-        elif count == len(layers):
-            return frozenset(layers), verdict, True
-        else:
-            failing, count = count, min(2 * count, len(layers))
-    complete = True
-    while passing - failing > 1:
-        middle = (failing + passing) // 2
-        verdict = ask(middle)
-        if verdict is None:
-            complete = False
-            break
-        failing, passing = (failing, middle) if verdict.passed else (middle, passing)
-    kept = frozenset(layers[:passing])
-    # the least sensitive of them first: it is the likeliest to be there only for its rank
-    for name in reversed(layers[:passing]):
-        if len(kept) == 1 or not complete:
-            break
-        verdict = ask(kept - {name})
-        if verdict is None:
-            complete = False
-        elif verdict.passed:
-            kept -= {name}
-    return kept, state.verdicts[kept], complete
-
-
-def mixed_precision(
-    graph: onnx_ir.Model,
-    ranges: Ranges,
-    recipe: Recipe,
-    batches: Batches,
-    evaluate: Evaluate,
-    *,
-    gate: str,
-    state_file: Path | None = None,
-    budget_minutes: float = math.inf,
-    progress: Progress = silent,
-) -> MixedPrecision:
-    """The fewest exceptions that keep a gate, and what each layer costs.
-
-    Args:
-        graph: fused, FP32; left as it is.
-        ranges, recipe: as insert_qdq's.
-        batches: a few dozen preprocessed images for the sensitivity, called once a layer.
-        evaluate: the gate, on the engine that will be delivered, for insert_qdq with these exceptions.
-        gate: digest or description of everything that evaluate depends on beside the model: limits, images, engine.
-        state_file: JSON; a run that was cut off goes on from it.
-        budget_minutes: no new measurement once they are over.
-
-    Raises:
-        CalibrationError: see insert_qdq and SearchState.
-        DataError: no images.
-    """
-    key = hashlib.sha256(json.dumps([ranges.to_json(), recipe.to_json(), gate], sort_keys=True).encode()).hexdigest()
-    state = SearchState(state_file, key)
-    if state.fresh_because:
-        progress(None, f"{state.fresh_because}: starting anew")
-    budget = Budget(60.0 * budget_minutes)
-    measured_for = Budget(SENSITIVITY_SHARE * 60.0 * budget_minutes)
-    table = sensitivity(graph, ranges, recipe, batches, state=state, budget=measured_for, progress=progress)
-    kept, verdict, complete = search([row.layer for row in table], evaluate, state=state, budget=budget, progress=progress)
-    marked = tuple(replace(row, kept=row.layer in kept) for row in table)
-    return MixedPrecision(kept, verdict, complete, marked, len(state.verdicts))
-
-
-def table_text(rows: Sequence[LayerCost]) -> str:
-    """The sensitivity table as Markdown."""
-    lines = [
-        "| layer | kind | output SNR, dB | logit error alone | flips alone | multiplications | kept |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        error = "not measured" if row.logit_error is None else f"{row.logit_error:.4f}"
-        flips = "" if row.flips is None else str(row.flips)
-        kept = "yes" if row.kept else ""
-        share = f"{100 * row.multiply_share:.1f} %"
-        lines.append(f"| {row.layer} | {row.kind} | {row.output_db:.1f} | {error} | {flips} | {share} | {kept} |")
-    return "\n".join(lines)
-
-
 def _smoothed(graph: onnx_ir.Model, ranges: Ranges) -> onnx_ir.Model:
     exact = graph.clone()
     smooth(exact, ranges.smoothing)
@@ -589,7 +331,3 @@ def _relative_l2(reference: NDArray[Any], logits: NDArray[Any]) -> float:
     exact = reference.astype(np.float64)
     whole, error = float((exact**2).sum()), float(((logits.astype(np.float64) - exact) ** 2).sum())
     return math.sqrt(error / whole) if whole > 0 and math.isfinite(error) else math.inf
-
-
-def _json_number(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

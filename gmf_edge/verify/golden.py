@@ -7,6 +7,7 @@ reference.npz  of the evaluation images: names, sha256, labels int64 [n] (-1 thr
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmf_edge.errors import BundleError
+
+
+def in_batches(images: NDArray[np.float32], size: int) -> Iterator[NDArray[np.float32]]:
+    """Preprocessed images [n, 3, H, W] in parts of at most `size`, in their order."""
+    return (images[start : start + size] for start in range(0, len(images), size))
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from gmf_edge.artifact import sha256_of
 from gmf_edge.errors import CheckpointError, SpecError
-from gmf_edge.model.checkpoint import infer_spec, load_model, load_state
+from gmf_edge.model.checkpoint import infer_spec, load_model
 from gmf_edge.model.groupmixformer import random_model
+from gmf_edge.model.state_dict import load_state
 from gmf_edge.spec import ModelSpec
 from gmf_edge.weights import WeightsOrigin
 

@@ -13,9 +13,13 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from int8_helpers import ASSETS, PREPROCESS, portable_session
+from int8_helpers import ASSETS, HARD, HARD_RECIPE, PREPROCESS, make_harder, portable_session
 
 from gmf_edge.imageset import ImageSet
+from gmf_edge.precision.activations import observe
+from gmf_edge.precision.calibrate import ranges_from
+from gmf_edge.precision.calibration_images import draw
+from gmf_edge.precision.ranges import Provenance, Ranges
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +53,21 @@ def test_digits() -> Iterator[ImageSet]:
     """The packaged test pictures, 360 of ten classes."""
     with ImageSet.open(ASSETS / "pico-digits-test.zip") as images:
         yield images
+
+
+@pytest.fixture(scope="session")
+def inputs(digits: ImageSet) -> NDArray[np.float32]:
+    """48 preprocessed calibration pictures, [48, 3, 64, 64]."""
+    return np.concatenate([batch.inputs for batch in draw(digits, 48, 2).batches(PREPROCESS, 16)])
+
+
+@pytest.fixture(scope="session")
+def hard(fused_path: Path, inputs: NDArray[np.float32]) -> tuple[onnx_ir.Model, Ranges]:
+    """(graph, ranges) of a pico whose HARD layer has outlier channels; the function is pico's."""
+    graph = onnx_ir.load(fused_path)
+    make_harder(graph, HARD)
+    statistics = observe(graph, lambda: np.split(inputs, 3), images=len(inputs))
+    return graph, ranges_from(statistics, HARD_RECIPE, Provenance("", None, "", {}, "minmax", 0.0, 0.0, len(inputs), 0))
 
 
 Logits = Callable[[onnx_ir.Model, ImageSet], NDArray[np.float32]]

@@ -12,8 +12,10 @@ from int8_helpers import PREPROCESS, make_harder, portable_session
 
 from gmf_edge.errors import CalibrationError, PrecisionError, SpecError
 from gmf_edge.ops.group_mix_attention import OP_TYPE
+from gmf_edge.precision.activations import observe
 from gmf_edge.precision.bias_correction import bias_input, mean_output_error
-from gmf_edge.precision.calibrate import calibrate, draw, observe, ranges_from
+from gmf_edge.precision.calibrate import calibrate, ranges_from
+from gmf_edge.precision.calibration_images import draw
 from gmf_edge.precision.fp16 import to_fp16
 from gmf_edge.precision.int8 import dequantized, insert_qdq, quantized_weight
 from gmf_edge.precision.int8_layers import OPTION_OF_KIND, chosen_layers, quantizable_layers

@@ -10,7 +10,9 @@ import onnx_ir
 import pytest
 from int8_helpers import PREPROCESS, portable_session
 
-from gmf_edge.precision.calibrate import draw, observe, ranges_from
+from gmf_edge.precision.activations import observe
+from gmf_edge.precision.calibrate import ranges_from
+from gmf_edge.precision.calibration_images import draw
 from gmf_edge.precision.int8 import insert_qdq
 from gmf_edge.precision.integer_gemm import linears_as_gemm
 from gmf_edge.precision.ranges import Provenance

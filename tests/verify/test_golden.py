@@ -87,7 +87,7 @@ def test_equal_data_makes_equal_files(tmp_path: Path) -> None:
 def test_a_bundles_golden_logits_are_fp32_pytorchs(pico_fp16: Path) -> None:
     torch = pytest.importorskip("torch")
     from gmf_edge.model.checkpoint import load_model
-    from gmf_edge.subject import PACKAGED_WEIGHTS
+    from gmf_edge.prepare.source import PACKAGED_WEIGHTS
 
     manifest = open_bundle(pico_fp16).manifest
     model, _ = load_model(PACKAGED_WEIGHTS, variant="pico", image_size=manifest.model.image_size, kind="packaged")

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from gmf_edge.engines.protocol import EngineFacts, FloatArray
 from gmf_edge.errors import DataError, EngineError
 from gmf_edge.spec import GATES, BatchProfile, Gate, Precision
-from gmf_edge.verify.parity import BatchNumerics, ParityReport, judge, measure, prove_batches
+from gmf_edge.verify.batches import BatchNumerics, prove_batches
+from gmf_edge.verify.judge import judge
+from gmf_edge.verify.parity import ParityReport, measure
 
 FP16 = GATES[Precision.FP16]
 INT8 = GATES[Precision.INT8]

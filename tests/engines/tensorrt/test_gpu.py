@@ -191,7 +191,8 @@ def test_parity_with_fp32_pytorch_on_the_same_gpu(tmp_path: Path) -> None:
     from contextlib import ExitStack
 
     from gmf_edge.deploy import deploy_bundle
-    from gmf_edge.prepare import export, resolve
+    from gmf_edge.prepare import export
+    from gmf_edge.prepare.source import load_source
     from gmf_edge.spec import BatchProfile, BuildSpec
 
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -200,7 +201,7 @@ def test_parity_with_fp32_pytorch_on_the_same_gpu(tmp_path: Path) -> None:
     export(spec, tmp_path / "bundle")
     assert deploy_bundle(tmp_path / "bundle", backend="tensorrt").passed
     with ExitStack() as stack, opened(tmp_path / "bundle") as engine:
-        model = resolve(spec, stack).model.cuda().eval()
+        model = load_source(spec, stack).model.cuda().eval()
         for batch in engine.profile.sizes:
             images = images_for(engine, batch)
             with torch.no_grad():

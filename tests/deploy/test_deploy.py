@@ -115,7 +115,7 @@ def test_verifying_takes_the_backend_that_the_bundle_was_deployed_with(pico_fp16
         wanted.append(name)
         raise EnvironmentProblem("stop here", "")
 
-    monkeypatch.setattr("gmf_edge.deploy.choose_backend", choose)
+    monkeypatch.setattr("gmf_edge.deploy.engine.choose_backend", choose)
     with pytest.raises(EnvironmentProblem, match="stop here"):
         verify_bundle(pico_fp16)
     assert wanted == ["onnxruntime"]

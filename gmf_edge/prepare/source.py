@@ -1,4 +1,7 @@
-"""What a build is about: weights, preprocessing and images, with everything settled that the request left open."""
+"""First step: the FP32 PyTorch model that a build starts from, its preprocessing, classes and data sets.
+
+A request (BuildSpec) leaves most of this open; here it is settled, once.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from gmf_edge.weights import WeightsOrigin
 if TYPE_CHECKING:
     from gmf_edge.model.groupmixformer import GroupMixFormer
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"
 PACKAGED_VARIANT, PACKAGED_SIZE, PACKAGED_CLASSES = "pico", (64, 64), 10
 PACKAGED_WEIGHTS, PACKAGED_LABELS = ASSETS / "pico.safetensors", ASSETS / "pico-labels.txt"
 PACKAGED_TEST, PACKAGED_CALIBRATION = ASSETS / "pico-digits-test.zip", ASSETS / "pico-digits-calibration.zip"
@@ -28,23 +31,23 @@ UNTRAINED_IMAGES = 64
 
 
 @dataclass(frozen=True)
-class Subject:
-    """The FP32 PyTorch model and all that surrounds it.
+class SourceModel:
+    """The FP32 PyTorch model, how pictures come to it, and the data sets of the build.
 
     Attributes:
         model: in evaluation mode.
         origin: of its weights.
         preprocess: how pictures come to it.
         classes: class names, index = class.
-        images: to evaluate on, or None.
-        calibration: to calibrate INT8 on; None for other precisions, or where ranges were given.
+        evaluation: images to evaluate on, or None.
+        calibration: images to calibrate INT8 on; None for other precisions, or where ranges were given.
     """
 
     model: GroupMixFormer
     origin: WeightsOrigin
     preprocess: Preprocess
     classes: tuple[str, ...]
-    images: ImageSet | None
+    evaluation: ImageSet | None
     calibration: ImageSet | None = None
 
     @property
@@ -58,7 +61,7 @@ class Subject:
         return {"model": self.spec.to_json(), "weights": self.origin.to_json()}
 
 
-def resolve(spec: BuildSpec, stack: ExitStack, progress: Progress = silent, with_evaluation: bool = True) -> Subject:
+def load_source(spec: BuildSpec, stack: ExitStack, progress: Progress = silent, with_evaluation: bool = True) -> SourceModel:
     """Load or draw the weights, open the evaluation images, and settle everything that the request left open.
 
     Raises:
@@ -79,22 +82,22 @@ def resolve(spec: BuildSpec, stack: ExitStack, progress: Progress = silent, with
     address = spec.eval_data
     if address is None and origin.kind == "packaged":
         address = PACKAGED_TEST
-    images = None
+    evaluation = None
     if address is not None and with_evaluation:
-        images = stack.enter_context(ImageSet.open(address))
+        evaluation = stack.enter_context(ImageSet.open(address))
         if not origin.trained and spec.eval_images is None:
-            images = images.spread(min(UNTRAINED_IMAGES, len(images)), spec.seed)
+            evaluation = evaluation.spread(min(UNTRAINED_IMAGES, len(evaluation)), spec.seed)
         elif spec.eval_images is not None:
-            images = images.spread(min(spec.eval_images, len(images)), spec.seed)
-    classes = _class_names(model.spec, origin, images)
+            evaluation = evaluation.spread(min(spec.eval_images, len(evaluation)), spec.seed)
+    classes = _class_names(model.spec, origin, evaluation)
     calibration = None
     if spec.precision is Precision.INT8 and spec.ranges is None:
-        calibration = _calibration_images(spec, origin, images, stack)
-    return Subject(model, origin, preprocess, classes, images, calibration)
+        calibration = _calibration_images(spec, origin, evaluation, stack)
+    return SourceModel(model, origin, preprocess, classes, evaluation, calibration)
 
 
-def _calibration_images(spec: BuildSpec, origin: WeightsOrigin, images: ImageSet | None, stack: ExitStack) -> ImageSet:
-    from gmf_edge.precision.calibrate import check_disjoint, draw
+def _calibration_images(spec: BuildSpec, origin: WeightsOrigin, evaluation: ImageSet | None, stack: ExitStack) -> ImageSet:
+    from gmf_edge.precision.calibration_images import check_disjoint, draw
 
     address = spec.calibration_data
     if address is None and origin.kind == "packaged":
@@ -104,8 +107,8 @@ def _calibration_images(spec: BuildSpec, origin: WeightsOrigin, images: ImageSet
             "INT8 needs images to calibrate on", "give --calibration-data with some 500 images of the training split, or --ranges"
         )
     drawn = draw(stack.enter_context(ImageSet.open(address)), spec.calibration_images, spec.seed)
-    if images is not None:
-        check_disjoint(drawn, images)
+    if evaluation is not None:
+        check_disjoint(drawn, evaluation)
     return drawn
 
 
@@ -124,18 +127,20 @@ def _weights(spec: BuildSpec) -> tuple[GroupMixFormer, WeightsOrigin]:
     return random_model(model_spec, spec.seed), WeightsOrigin.random(spec.seed)
 
 
-def _class_names(spec: ModelSpec, origin: WeightsOrigin, images: ImageSet | None) -> tuple[str, ...]:
+def _class_names(spec: ModelSpec, origin: WeightsOrigin, evaluation: ImageSet | None) -> tuple[str, ...]:
     known = tuple(PACKAGED_LABELS.read_text(encoding="utf-8").split("\n"))[: spec.num_classes] if origin.kind == "packaged" else ()
-    if images is not None and images.labelled and origin.trained:
-        if len(images.classes) != spec.num_classes:
+    if evaluation is not None and evaluation.labelled and origin.trained:
+        if len(evaluation.classes) != spec.num_classes:
             raise DataError(
-                f"{images.address} has {len(images.classes)} classes, the model {spec.num_classes}",
+                f"{evaluation.address} has {len(evaluation.classes)} classes, the model {spec.num_classes}",
                 "evaluate on images of the classes that the model was trained for, one folder a class",
             )
-        if known and tuple(images.classes) != known:
-            raise DataError(f"the class folders of {images.address} are not the packaged model's", f"name them {', '.join(known)}")
+        if known and tuple(evaluation.classes) != known:
+            raise DataError(
+                f"the class folders of {evaluation.address} are not the packaged model's", f"name them {', '.join(known)}"
+            )
     if known:
         return known
-    if images is not None and len(images.classes) == spec.num_classes:
-        return tuple(images.classes)
+    if evaluation is not None and len(evaluation.classes) == spec.num_classes:
+        return tuple(evaluation.classes)
     return tuple(f"class {index}" for index in range(spec.num_classes))

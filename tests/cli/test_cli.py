@@ -435,7 +435,7 @@ def test_max_drop_is_the_limit_that_is_applied(gmf: Run, pico_fp16: Path, monkey
         return logits
 
     monkeypatch.setattr(OnnxRuntimeEngine, "infer", four_lose)
-    monkeypatch.setattr("gmf_edge.verify.parity._batch_failure", lambda *arguments: None)
+    monkeypatch.setattr("gmf_edge.verify.judge._batch_failure", lambda *arguments: None)
     strict = gmf("verify", pico_fp16, "--eval-data", TEST_SET, "--max-drop", "5", "--json")
     loose = gmf("verify", pico_fp16, "--eval-data", TEST_SET, "--max-drop", "50", "--json")
     strict_report, loose_report = json.loads(strict.out), json.loads(loose.out)
@@ -510,7 +510,7 @@ def test_a_disk_that_fills_up_leaves_the_old_bundle_and_nothing_else(
 
 
 def test_without_torch_build_says_what_to_install(gmf: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gmf_edge.subject.find_spec", lambda name: None if name in ("torch", "onnx") else object())
+    monkeypatch.setattr("gmf_edge.prepare.source.find_spec", lambda name: None if name in ("torch", "onnx") else object())
     ended = gmf("build", "--output", tmp_path / "out")
     one_clear_error(ended, 4, "torch, onnx")
     assert "gmf-edge[workstation]" in ended.err
@@ -523,7 +523,7 @@ def test_an_unforeseen_fault_is_one_line_with_its_place(gmf: Run, tmp_path: Path
     def fail(*arguments: Any, **options: Any) -> None:
         raise ZeroDivisionError("division by zero\nand more")
 
-    monkeypatch.setattr("gmf_edge.subject._weights", fail)
+    monkeypatch.setattr("gmf_edge.prepare.source._weights", fail)
     ended = gmf("build", "--output", tmp_path / "out")
     assert ended.status == 1
     assert "unexpected ZeroDivisionError at test_cli.py:" in ended.err

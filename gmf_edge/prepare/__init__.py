@@ -1,6 +1,12 @@
 """The workstation's half: a checkpoint becomes a bundle. The one half that needs torch and onnx.
 
-weights -> 1-plain.onnx -> 2-fused.onnx -> 3-<precision>.onnx -> portable and plugin graphs over one weights.bin, beside golden data
+source         weights, preprocessing, data sets              the FP32 PyTorch model
+graphs         1-plain.onnx -> 2-fused.onnx -> the bundle's   exported, rewritten, lowered to a precision, over one weights.bin
+reference      golden.npz, reference.npz                      FP32 PyTorch's logits
+calibration    ranges.json                                    INT8: the activations' ranges
+quantization   which layers INT8 leaves out                   INT8: none, or as few as the gate allows
+
+Each step is `cached`: a function of content that is skipped where equal inputs have been through it.
 """
 
 from __future__ import annotations
@@ -12,13 +18,14 @@ from typing import TYPE_CHECKING
 
 from gmf_edge import __version__
 from gmf_edge.artifact import Stage, library_versions, new_folder
-from gmf_edge.bundle import LABELS, RANGES, Bundle, Manifest, is_bundle, open_bundle, seal
+from gmf_edge.bundle import LABELS, RANGES, Bundle, Manifest, open_bundle, require_replaceable, seal
 from gmf_edge.engines.protocol import Progress, silent
-from gmf_edge.errors import BundleError
-from gmf_edge.int8_search import quantization_for
+from gmf_edge.prepare.calibration import ranges_stage
+from gmf_edge.prepare.graphs import fused_stage, lowered_stage, plain_stage
+from gmf_edge.prepare.quantization import quantization_for
+from gmf_edge.prepare.reference import reference_stage
+from gmf_edge.prepare.source import SourceModel, load_source
 from gmf_edge.spec import BuildSpec, Precision
-from gmf_edge.stages import fused_stage, lowered_stage, plain_stage, ranges_stage, reference_stage
-from gmf_edge.subject import Subject, resolve
 
 if TYPE_CHECKING:
     from gmf_edge.precision.ranges import Ranges
@@ -35,11 +42,11 @@ def export(spec: BuildSpec, out: Path, progress: Progress = silent) -> Bundle:
     Raises:
         GmfEdgeError: see gmf_edge.errors; nothing is left behind.
     """
-    refuse_foreign(out)
+    require_replaceable(out)
     with ExitStack() as stack:
-        subject = resolve(spec, stack, progress)
+        source = load_source(spec, stack, progress)
         with new_folder(out) as folder:
-            write_bundle(subject, spec, folder, progress)
+            write_bundle(source, spec, folder, progress)
     return open_bundle(out)
 
 
@@ -60,40 +67,40 @@ def calibrate(spec: BuildSpec, out: Path, progress: Progress = silent) -> Ranges
     recipe = open_recipe(spec.recipe)
     with ExitStack() as stack:
         # evaluation images are the build's business, which holds them against these
-        subject = resolve(spec, stack, progress, with_evaluation=False)
-        fused = fused_stage(plain_stage(subject, progress), progress)
-        ranges = read_ranges(ranges_stage(subject, fused, spec, recipe, progress).folder / RANGES)
+        source = load_source(spec, stack, progress, with_evaluation=False)
+        fused = fused_stage(plain_stage(source, progress), progress)
+        ranges = read_ranges(ranges_stage(source, fused, spec, recipe, progress).folder / RANGES)
     write_ranges(ranges, out)
     return ranges
 
 
-def write_bundle(subject: Subject, spec: BuildSpec, folder: Path, progress: Progress = silent) -> Bundle:
+def write_bundle(source: SourceModel, spec: BuildSpec, folder: Path, progress: Progress = silent) -> Bundle:
     """The stages in their order, into a folder that exists and is empty."""
     from gmf_edge.precision.recipe import open_recipe
 
-    plain = plain_stage(subject, progress)
+    plain = plain_stage(source, progress)
     fused = fused_stage(plain, progress)
-    reference = reference_stage(subject, spec, progress)
+    reference = reference_stage(source, spec, progress)
     quantization = None
     if spec.precision is Precision.INT8:
         recipe = open_recipe(spec.recipe)
-        ranges = ranges_stage(subject, fused, spec, recipe, progress)
+        ranges = ranges_stage(source, fused, spec, recipe, progress)
         _copy_files(ranges, folder)
-        quantization = quantization_for(subject, fused, reference, ranges.folder / RANGES, recipe, spec, progress)
-    lowered = lowered_stage(subject.spec, fused, reference, spec, quantization, progress)
+        quantization = quantization_for(source, fused, reference, ranges.folder / RANGES, recipe, spec, progress)
+    lowered = lowered_stage(source.spec, fused, reference, spec, quantization, progress)
 
     for stage in (lowered, reference):
         _copy_files(stage, folder)
-    (folder / LABELS).write_text("\n".join(subject.classes) + "\n", encoding="utf-8")
+    (folder / LABELS).write_text("\n".join(source.classes) + "\n", encoding="utf-8")
     manifest = Manifest(
-        model=subject.spec,
-        weights=subject.origin,
+        model=source.spec,
+        weights=source.origin,
         precision=spec.precision,
         profile=spec.profile,
-        preprocess=subject.preprocess,
+        preprocess=source.preprocess,
         gate=spec.gate,
         io_dtype=spec.io_dtype,
-        classes=subject.classes,
+        classes=source.classes,
         graphs=lowered.facts["graphs"],
         lowering=lowered.facts["lowering"],
         rewriting=tuple(fused.facts["passes"]),
@@ -101,16 +108,6 @@ def write_bundle(subject: Subject, spec: BuildSpec, folder: Path, progress: Prog
         evaluation=reference.facts["evaluation"],
     )
     return seal(folder, manifest)
-
-
-def refuse_foreign(out: Path) -> None:
-    """Never replace what gmf-edge did not make.
-
-    Raises:
-        BundleError: the output is a file, or a folder with other content.
-    """
-    if out.exists() and not is_bundle(out) and (not out.is_dir() or any(out.iterdir())):
-        raise BundleError(f"{out} exists and is not a bundle", "choose another --output, or remove it")
 
 
 def _copy_files(stage: Stage, folder: Path) -> None:

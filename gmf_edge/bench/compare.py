@@ -1,4 +1,4 @@
-"""Is INT8 worth it on this machine? Two engines timed in turn, A B A B, and a decision with its margin.
+"""Is the faster engine right, and worth it on this machine? Two engines timed in turn, A B A B, and a decision with its margin.
 
 In turn, because clocks, caches and other programs drift: each round gives one ratio of two neighbours in time, and the median of
 the ratios decides.
@@ -21,11 +21,11 @@ WARMUP_ROUNDS = 3
 
 
 @dataclass(frozen=True)
-class PayDecision:
+class Comparison:
     """Whether the candidate replaces the baseline, and the figures.
 
     Attributes:
-        pays: whether it does.
+        accepted: whether it does.
         reason: one sentence with the figures.
         candidate, baseline: what the two are called.
         candidate_ms, baseline_ms: medians of one call, in milliseconds.
@@ -36,7 +36,7 @@ class PayDecision:
         within_gate: whether the candidate's accuracy is within its gate.
     """
 
-    pays: bool
+    accepted: bool
     reason: str
     candidate: str
     baseline: str
@@ -53,7 +53,7 @@ class PayDecision:
         return {**asdict(self), "speedup_quartiles": list(self.speedup_quartiles)}
 
 
-def pays(
+def compare(
     run_candidate: Callable[[], object],
     run_baseline: Callable[[], object],
     *,
@@ -63,7 +63,7 @@ def pays(
     margin: float = DEFAULT_MARGIN,
     rounds: int = DEFAULT_ROUNDS,
     clock: Callable[[], float] = time.perf_counter,
-) -> PayDecision:
+) -> Comparison:
     """Time two engines in turn and decide.
 
     Args:
@@ -99,8 +99,8 @@ def pays(
         reason = f"{candidate} does not pay on this machine, {baseline} is kept: {figures}"
     else:
         reason = f"{candidate} pays: {figures}"
-    return PayDecision(
-        pays=fast and within_gate,
+    return Comparison(
+        accepted=fast and within_gate,
         reason=reason,
         candidate=candidate,
         baseline=baseline,

@@ -18,23 +18,26 @@ from gmf_edge.artifact import Stage, cache_root, digest_of, sha256_of
 from gmf_edge.bundle import GOLDEN, REFERENCE
 from gmf_edge.engines.onnxruntime import OnnxRuntimeEngine
 from gmf_edge.engines.protocol import Progress
+from gmf_edge.prepare.graphs import FUSED
+from gmf_edge.prepare.source import SourceModel
 from gmf_edge.spec import BuildSpec
-from gmf_edge.subject import Subject
-from gmf_edge.verify.golden import Golden, Reference
-from gmf_edge.verify.parity import judge, measure, prove_batches
+from gmf_edge.verify.batches import prove_batches
+from gmf_edge.verify.golden import Golden, Reference, in_batches
+from gmf_edge.verify.judge import judge
+from gmf_edge.verify.parity import measure
 
 if TYPE_CHECKING:
     import onnx_ir
 
     from gmf_edge.precision.lower import Quantization
     from gmf_edge.precision.recipe import Recipe
-    from gmf_edge.precision.sensitivity import Verdict
+    from gmf_edge.precision.search_state import Verdict
 
 SENSITIVITY_BATCH = 8
 
 
 def quantization_for(
-    subject: Subject, fused: Stage, reference: Stage, ranges_file: Path, recipe: Recipe, spec: BuildSpec, progress: Progress
+    source: SourceModel, fused: Stage, reference: Stage, ranges_file: Path, recipe: Recipe, spec: BuildSpec, progress: Progress
 ) -> Quantization:
     """Ranges, recipe and exceptions of one build.
 
@@ -45,13 +48,13 @@ def quantization_for(
     import onnx_ir
 
     from gmf_edge.precision.lower import Quantization
+    from gmf_edge.precision.mixed_precision import mixed_precision
     from gmf_edge.precision.ranges import read_ranges
-    from gmf_edge.precision.sensitivity import mixed_precision
 
     ranges = read_ranges(ranges_file)
     if not spec.auto:
         return Quantization(ranges, recipe)
-    graph = onnx_ir.load(fused.folder / "2-fused.onnx")
+    graph = onnx_ir.load(fused.folder / FUSED)
     golden = Golden.load(reference.folder / GOLDEN)
     evaluation = Reference.load(reference.folder / REFERENCE) if REFERENCE in reference.files else None
 
@@ -61,10 +64,10 @@ def quantization_for(
 
         candidate = insert_qdq(graph, ranges, recipe, exceptions=exceptions)
         # the form that ONNX Runtime is given, see gmf_edge.precision.lower
-        return _verdict(linears_as_gemm(candidate)[0], subject, golden, evaluation, spec)
+        return _verdict(linears_as_gemm(candidate)[0], source, golden, evaluation, spec)
 
     def batches() -> Iterator[NDArray[np.float32]]:
-        return (golden.images[start : start + SENSITIVITY_BATCH] for start in range(0, len(golden.images), SENSITIVITY_BATCH))
+        return in_batches(golden.images, SENSITIVITY_BATCH)
 
     gate = digest_of({"gate": vars(spec.gate), "reference": sha256_of(reference.folder / GOLDEN), "key": reference.key})
     found = mixed_precision(
@@ -81,17 +84,19 @@ def quantization_for(
     return Quantization(ranges, recipe, found.exceptions, found.to_json())
 
 
-def _verdict(candidate: onnx_ir.Model, subject: Subject, golden: Golden, evaluation: Reference | None, spec: BuildSpec) -> Verdict:
-    from gmf_edge.precision.sensitivity import Verdict
+def _verdict(
+    candidate: onnx_ir.Model, source: SourceModel, golden: Golden, evaluation: Reference | None, spec: BuildSpec
+) -> Verdict:
+    from gmf_edge.precision.search_state import Verdict
     from gmf_edge.rewrite.bodies import inline_bodies
     from gmf_edge.rewrite.shared_weights import save_graphs
 
-    trained = subject.origin.trained
+    trained = source.origin.trained
     with tempfile.TemporaryDirectory(prefix="gmf-edge-") as folder:
         save_graphs({"candidate.onnx": inline_bodies(candidate)}, Path(folder))
         with OnnxRuntimeEngine(Path(folder) / "candidate.onnx", spec.profile) as engine:
             numerics = prove_batches(engine, golden.images, golden.logits, [spec.profile.max])
-            if evaluation is None or subject.images is None:
+            if evaluation is None or source.evaluation is None:
                 report = measure(
                     engine,
                     [golden.images],
@@ -105,7 +110,7 @@ def _verdict(candidate: onnx_ir.Model, subject: Subject, golden: Golden, evaluat
                 batch = min(SENSITIVITY_BATCH, spec.profile.max)
                 report = measure(
                     engine,
-                    (part.inputs for part in subject.images.batches(subject.preprocess, batch)),
+                    (part.inputs for part in source.evaluation.batches(source.preprocess, batch)),
                     evaluation.logits,
                     names=evaluation.names,
                     labels=evaluation.labels,

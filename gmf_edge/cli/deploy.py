@@ -1,0 +1,111 @@
+"""Verbs of the device: deploy, verify, predict, bench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gmf_edge.cli.options import Backend, BackendName, EngineOptions, EvalData, Folder, MaxDrop, ScreenOptions
+from gmf_edge.cli.screen import out, print_json, progress_shown, show_latency, show_result
+from gmf_edge.errors import SpecError
+
+
+def deploy(
+    context: typer.Context,
+    folder: Folder,
+    engine: EngineOptions,
+    screen: ScreenOptions,
+    eval_data: EvalData = None,
+    max_drop: MaxDrop = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write here.", show_default="into the bundle")] = None,
+) -> None:
+    """Build, prove and measure the engine from a bundle, on the machine where it will run. Takes trtexec's spellings like build."""
+    from gmf_edge.bundle import require_replaceable
+    from gmf_edge.deploy import deploy_bundle
+
+    if output is not None:
+        require_replaceable(output)
+    trtexec = engine.request(context.args)
+    if (trtexec.profile, trtexec.image_size, trtexec.precision) != (None, None, None):
+        raise SpecError("shapes and precision are in the bundle already", "give them to 'gmf-edge build' or 'gmf-edge export'")
+    with progress_shown(screen) as progress:
+        result = deploy_bundle(
+            folder,
+            backend=engine.backend.value,
+            eval_data=eval_data,
+            max_drop_points=max_drop,
+            use_plugin=not engine.no_plugin,
+            options=trtexec.options,
+            out=output,
+            progress=progress,
+        )
+    show_result(result, screen.as_json)
+
+
+def verify(
+    folder: Folder,
+    screen: ScreenOptions,
+    backend: Backend = BackendName.AUTO,
+    eval_data: EvalData = None,
+    max_drop: MaxDrop = None,
+) -> None:
+    """Check every byte of a bundle and prove its engine again; nothing is written."""
+    from gmf_edge.deploy import verify_bundle
+
+    with progress_shown(screen) as progress:
+        result = verify_bundle(folder, backend=backend.value, eval_data=eval_data, max_drop_points=max_drop, progress=progress)
+    show_result(result, screen.as_json)
+
+
+def predict(
+    folder: Folder,
+    images: Annotated[list[Path], typer.Argument(help="Pictures.", show_default=False)],
+    screen: ScreenOptions,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
+    backend: Backend = BackendName.AUTO,
+) -> None:
+    """The likeliest classes of pictures."""
+    from gmf_edge.deploy import predict as predictions_of
+
+    with progress_shown(screen) as progress:
+        predictions = predictions_of(folder, images, top=top, backend=backend.value, progress=progress)
+    if screen.as_json:
+        print_json([{"image": p.image, "classes": [{"name": n, "probability": v} for n, v in p.classes]} for p in predictions])
+        return
+    for prediction in predictions:
+        out.print(prediction.image, markup=False)
+        for name, probability in prediction.classes:
+            out.print(f"  {100 * probability:6.2f} %  {name}", markup=False)
+
+
+def bench(
+    folder: Folder,
+    screen: ScreenOptions,
+    batch: Annotated[list[int] | None, typer.Option(help="Batch size; may be repeated.", show_default="the profile's")] = None,
+    warm_up: Annotated[float, typer.Option("--warm-up", "--warmUp", help="Milliseconds of untimed inferences.")] = 200.0,
+    duration: Annotated[float, typer.Option(help="Seconds, at least.")] = 3.0,
+    iterations: Annotated[int, typer.Option(help="Timed inferences, at least.")] = 10,
+    percentile: Annotated[list[float] | None, typer.Option(help="May be repeated.", show_default="90, 95, 99")] = None,
+    backend: Backend = BackendName.AUTO,
+) -> None:
+    """Latency of a bundle's engine, by trtexec's conventions."""
+    from gmf_edge.deploy import bench_bundle
+
+    with progress_shown(screen) as progress:
+        latencies = bench_bundle(
+            folder,
+            batches=tuple(batch or ()),
+            backend=backend.value,
+            warmup_ms=warm_up,
+            duration_s=duration,
+            iterations=iterations,
+            percentiles=tuple(percentile or (90.0, 95.0, 99.0)),
+            progress=progress,
+        )
+    values = [latency.to_json() for latency in latencies]
+    if screen.as_json:
+        print_json(values)
+    else:
+        show_latency(values)

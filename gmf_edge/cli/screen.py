@@ -1,0 +1,164 @@
+"""What is printed: results on standard output, progress and errors on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
+from rich.table import Table
+
+from gmf_edge.cli.options import ScreenOptions
+from gmf_edge.engines.protocol import Progress, silent
+from gmf_edge.errors import AccuracyError
+
+if TYPE_CHECKING:
+    from gmf_edge.bundle import Bundle
+    from gmf_edge.deploy import Result
+
+# a file or a pipe has no width: tables keep their columns whole there
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+# of the INT8 layers that `inspect` names
+WORST_LAYERS = 3
+
+
+class ResultOutsideGate(AccuracyError):
+    """A result outside the gate that has been printed already."""
+
+
+@contextmanager
+def progress_shown(screen: ScreenOptions) -> Iterator[Progress]:
+    """Steps as lines, long steps as a bar with the time left, on standard error."""
+    if screen.quiet or screen.as_json:
+        yield silent
+        return
+    if not err.is_terminal:
+        yield lambda fraction, message: err.print(f"- {message}", markup=False) if fraction is None else None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
+    with ProgressBar(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(fraction: float | None, message: str) -> None:
+            if fraction is None:
+                bar.reset(task, total=None, description=message)
+                bar.console.print(f"- {message}", markup=False)
+            else:
+                if fraction <= bar.tasks[0].completed:
+                    bar.reset(task)
+                bar.update(task, total=1.0, completed=fraction, description=message)
+
+        yield show
+
+
+def print_json(values: Any) -> None:
+    """One JSON value on standard output."""
+    sys.stdout.write(json.dumps(values, indent=2) + "\n")
+
+
+def show_result(result: Result, as_json: bool) -> None:
+    """Print how a build, a deployment or a verification ended.
+
+    Raises:
+        ResultOutsideGate: it did not pass; the command line ends with its status.
+    """
+    if as_json:
+        print_json({"folder": str(result.folder), **result.report})
+    else:
+        show_report(result.report)
+        out.print(f"{'PASSED' if result.passed else 'FAILED'}: {result.reason}", markup=False)
+    if not result.passed:
+        raise ResultOutsideGate(result.reason, "")
+
+
+def show_report(report: Mapping[str, Any]) -> None:
+    """Print what report.json says, without its last line."""
+    weights, engine = report["weights"], report["engine"]
+    if not weights["trained"]:
+        out.print(f"*** {weights['statement']} ***", markup=False)
+    else:
+        out.print(weights["statement"], markup=False)
+    out.print(f"engine: {engine['backend']} {engine['version']} on {engine['device']}, {engine['form']} graph", markup=False)
+    shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in engine["precision_shares"].items())
+    if shares:
+        out.print(f"asked for {report['precision']}; computed in: {shares} (share of the weighted layers' time)", markup=False)
+    for note in engine["notes"]:
+        out.print(f"note: {note}", markup=False)
+    parity = report["parity"]
+    for flip in parity["flips"][:5]:
+        out.print(f"flipped: {flip['image']}: {flip['reference']} -> {flip['engine']}", markup=False)
+    if len(parity["flips"]) > 5:
+        out.print(f"and {len(parity['flips']) - 5} more flipped images, by name in report.json", markup=False)
+    if report["latency"]:
+        show_latency(list(report["latency"].values()))
+    if report.get("plugin"):
+        out.print(f"plugin: {report['plugin']['reason']}", markup=False)
+    if report.get("choice"):
+        other = report["alternative"]
+        out.print(f"{report['precision']} was delivered; beside it {other['precision']}: {other['reason']}", markup=False)
+
+
+def show_latency(values: Sequence[Mapping[str, Any]]) -> None:
+    """Print a table of bench.Latency.to_json rows."""
+    table = Table("batch", "median ms", "p99 ms", "images/s", "variation", box=None, pad_edge=False)
+    for value in values:
+        top = list(value["percentiles_ms"].values())[-1]
+        steady = "" if value["steady"] else " (unsteady)"
+        table.add_row(
+            str(value["batch"]),
+            f"{value['median_ms']:.3f}",
+            f"{top:.3f}",
+            f"{value['throughput']:.1f}",
+            f"{100 * value['variation']:.1f} %{steady}",
+        )
+    out.print(table)
+
+
+def show_bundle(bundle: Bundle, layers: int) -> None:
+    """Print what is in a bundle, with this many of its engine's slowest layers."""
+    manifest, report = bundle.manifest, bundle.report
+    model = manifest.model
+    out.print(
+        f"{model.variant} {model.image_size[0]}x{model.image_size[1]}, {model.num_classes} classes, {manifest.precision.value}"
+    )
+    out.print(manifest.weights.statement, markup=False)
+    profile = manifest.profile
+    out.print(f"batch {profile.min}..{profile.max}, tuned for {profile.opt}; {manifest.io_dtype} input and output")
+    islands = manifest.lowering.get("islands", {})
+    for name, reason in islands.items():
+        out.print(f"FP32 island: {name} ({reason})", markup=False)
+    for key in ("near", "beyond"):
+        for name, size in manifest.lowering.get("ranges", {}).get(key, {}).items():
+            out.print(f"activation {key} FP16's range: {name} reaches {size:.0f}", markup=False)
+    for row in sorted(manifest.lowering.get("int8", {}).get("layer_snr", []), key=_output_db)[:WORST_LAYERS]:
+        out.print(f"INT8 layer with the largest error: {row['layer']}, {_output_db(row):.1f} dB", markup=False)
+    show_files(manifest.files)
+    if report is None:
+        out.print("not deployed yet")
+        return
+    show_report(report)
+    slowest = sorted(report["engine"]["layers"], key=lambda layer: -(layer["time_ms"] or 0.0))[:layers]
+    table = Table("layer", "kind", "precision", "ms", box=None, pad_edge=False)
+    for layer in slowest:
+        table.add_row(
+            layer["name"], layer["kind"], layer["precision"], "" if layer["time_ms"] is None else f"{layer['time_ms']:.3f}"
+        )
+    out.print(table)
+    out.print(f"{'PASSED' if report['passed'] else 'FAILED'}: {report['reason']}", markup=False)
+
+
+def _output_db(row: Mapping[str, Any]) -> float:
+    """Signal-to-noise ratio of a layer's output; JSON has null for a layer without error."""
+    return float("inf") if row["output_db"] is None else float(row["output_db"])
+
+
+def show_files(files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print the files of a manifest."""
+    for name, entry in files.items():
+        out.print(f"  {name}  {entry['bytes'] / 2**20:.2f} MiB", markup=False)

@@ -1,0 +1,126 @@
+"""The device's half: a bundle becomes an engine that is proved and measured. Needs NumPy and a backend; never torch, never onnx.
+
+choose a backend -> build -> open -> parity at every batch size and on the evaluation images -> latency -> report.json
+
+build        the engine, with the plugin where that is right and faster
+engine       what an engine is asked for, and opening it
+parity       an engine against the FP32 PyTorch logits that travel in the bundle
+verify bench prediction   what a deployed bundle is used for
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gmf_edge.artifact import new_folder
+from gmf_edge.bench.latency import measure_latency
+from gmf_edge.bundle import REPORT, Bundle, Manifest, open_bundle, seal
+from gmf_edge.deploy.bench import bench_bundle
+from gmf_edge.deploy.build import build_engine
+from gmf_edge.deploy.engine import engine_request, open_engine
+from gmf_edge.deploy.parity import evaluation_images, gate_of, parity_of
+from gmf_edge.deploy.prediction import Prediction, predict
+from gmf_edge.deploy.result import Result
+from gmf_edge.deploy.verify import verify_bundle
+from gmf_edge.engines.choose import choose_backend
+from gmf_edge.engines.protocol import Progress, silent
+from gmf_edge.spec import Gate
+from gmf_edge.verify.judge import judge
+from gmf_edge.verify.report import report_of, write_report
+
+if TYPE_CHECKING:
+    from gmf_edge.imageset import ImageSet
+
+__all__ = [
+    "Prediction",
+    "Result",
+    "bench_bundle",
+    "deploy_bundle",
+    "deploy_in_place",
+    "open_engine",
+    "predict",
+    "verify_bundle",
+]
+
+BUILD_DURATION_S = 1.0
+
+
+def deploy_bundle(
+    folder: Path,
+    *,
+    backend: str = "auto",
+    eval_data: Path | str | None = None,
+    max_drop_points: float | None = None,
+    use_plugin: bool = True,
+    options: Mapping[str, Any] | None = None,
+    out: Path | None = None,
+    progress: Progress = silent,
+) -> Result:
+    """Build, prove and measure an engine from a bundle, on the machine where it will run; what `gmf-edge deploy` does.
+
+    Args:
+        folder: a bundle.
+        backend: "auto", "onnxruntime" or "tensorrt".
+        eval_data: the evaluation images that the bundle was built with (they do not travel); None for golden data alone.
+        max_drop_points: overrides the gate's, in percentage points.
+        use_plugin: whether the plugin form may be used.
+        options: the backend's own.
+        out: where to write the result; None for the bundle's own folder.
+        progress: told what is going on.
+
+    Raises:
+        GmfEdgeError: see gmf_edge.errors; the bundle stays as it was.
+    """
+    source = open_bundle(folder)
+    with new_folder(out or folder) as temporary, ExitStack() as stack:
+        engine_files = {REPORT, *source.manifest.engine_files}
+        for name in source.manifest.files:
+            if name not in engine_files:
+                # copied, not linked: ONNX's loaders refuse weights of which the file system knows a second name
+                shutil.copyfile(source.path(name), temporary / name)
+        images = evaluation_images(source, eval_data, stack)
+        result = deploy_in_place(
+            Bundle(temporary, source.manifest),
+            images,
+            backend=backend,
+            gate=gate_of(source.manifest, max_drop_points),
+            use_plugin=use_plugin,
+            options=options or {},
+            progress=progress,
+        )
+    return Result(out or folder, result.passed, result.reason, result.report)
+
+
+def deploy_in_place(
+    bundle: Bundle,
+    images: ImageSet | None,
+    *,
+    backend: str,
+    gate: Gate,
+    use_plugin: bool = True,
+    options: Mapping[str, Any] | None = None,
+    progress: Progress = silent,
+) -> Result:
+    """Build the engine into the bundle's folder, prove it, measure it, write report.json and seal the folder."""
+    chosen, why = choose_backend(backend)
+    progress(None, f"backend: {why}")
+    request = engine_request(bundle, use_plugin, options or {})
+    request, engine_files, plugin = build_engine(chosen, request, bundle, gate, progress)
+    with chosen.open(request, bundle.folder, engine_files) as engine:
+        parity = parity_of(engine, bundle, images, progress)
+        progress(None, "measuring latency")
+        latencies = [
+            measure_latency(engine, batch, bundle.manifest.model.image_size, duration_s=BUILD_DURATION_S).to_json()
+            for batch in bundle.manifest.profile.sizes
+        ]
+        passed, reason = judge(parity, gate, bundle.manifest.weights.trained)
+        report = report_of(bundle.manifest, engine.facts, why, parity, gate, passed, reason, latencies)
+    report["plugin"] = plugin
+    write_report(report, bundle.folder / REPORT)
+    manifest = Manifest.from_json({**bundle.manifest.to_json(), "engine_files": list(engine_files)})
+    seal(bundle.folder, manifest)
+    return Result(bundle.folder, passed, reason, report)
