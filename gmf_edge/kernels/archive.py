@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from gmf_edge.errors import KernelError
 from gmf_edge.kernels.compile import KERNELS, TYPES, KernelTable
 from gmf_edge.kernels.pack import packed_arrays
-from gmf_edge.ops.group_mix_attention import INPUT_NAMES, OP_TYPE
+from gmf_edge.ops.group_mix_attention import FLOAT_INPUTS, INPUT_NAMES, OP_TYPE
 
 if TYPE_CHECKING:
     import onnx
@@ -104,6 +104,8 @@ def attach_kernels(
             packed = pack_node(attached, node)
             del node.input[1:]
             node.input.extend(packed)
+        elif len(node.input) == len(INPUT_NAMES):
+            _in_one_type(attached, node)
         values: dict[str, str | int] = {
             "plugin_version": PLUGIN_VERSION,
             "plugin_namespace": PLUGIN_NAMESPACE,
@@ -135,6 +137,23 @@ def pack_node(model: onnx.ModelProto, node: onnx.NodeProto) -> tuple[str, str]:
     for name, array in zip(names, packed_arrays(arrays), strict=True):
         model.graph.initializer.append(numpy_helper.from_array(array, name))
     return names
+
+
+def _in_one_type(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
+    """Round the weights that the graph keeps in FP32 to the others' type, which the kernel that packs them on the GPU reads."""
+    from onnx import numpy_helper
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    index_of = {name: index for index, name in enumerate(INPUT_NAMES)}
+    others = constants.get(node.input[index_of["pointwise_1"]])
+    for name in FLOAT_INPUTS:
+        tensor = constants.get(node.input[index_of[name]])
+        if tensor is None or others is None or tensor.data_type == others.data_type:
+            continue
+        array = numpy_helper.to_array(tensor).astype(numpy_helper.to_array(others).dtype)
+        rounded = numpy_helper.from_array(array, f"{node.output[0]}/{name}")
+        model.graph.initializer.append(rounded)
+        node.input[index_of[name]] = rounded.name
 
 
 def drop_unused_initializers(model: onnx.ModelProto) -> None:

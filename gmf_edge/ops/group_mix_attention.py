@@ -40,6 +40,8 @@ INPUT_NAMES = (
     *(f"crpe_{kind}_{window}" for window in WINDOWS for kind in ("weight", "bias")),
 )
 OUTPUT_NAME = "output"
+# FP32 whatever the type of qkv: they enter where the LayerNorm's statistics are FP32, and rounding them would gain nothing
+FLOAT_INPUTS = ("norm_weight", "norm_bias")
 
 # ONNX cannot compute an attribute from another: the three group counts of the body's convolutions are attributes of their own
 ATTRIBUTE_NAMES = ("height", "width", "scale", "epsilon", "segment_dim", "stacked_dim", "three_head_dim")
@@ -133,15 +135,18 @@ def reference(inputs: dict[str, NDArray[Any]], height: int, width: int, scale: f
     return output
 
 
-def function_body(opset: int) -> onnx.FunctionProto:
+def function_body(opset: int, norm_by_casts: bool = True) -> onnx.FunctionProto:
     """The operator as an ONNX local function of standard operators, for every width, size and batch.
 
     Inside it is channel-first: one transpose in, one out. q, k and v of a segment run as the groups of one convolution, which
     keeps the batch free (upstream stacks them on the batch axis). The type of `qkv` decides the arithmetic, except that the
-    softmax over tokens and the context run in FLOAT: a mass of 1 / N leaves half precision's normal range at large N.
+    softmax over tokens, the context and the LayerNorm run in FLOAT, between casts: a mass of 1 / N leaves half precision's normal
+    range at large N, and the square of a deviation above 255 its range.
 
     Args:
         opset: of the standard domain; OPSETS are tested.
+        norm_by_casts: False for runtimes that a cast tells less than LayerNormalization's own stash_type (FLOAT by default): the
+            LayerNorm then reads qkv's type, and so have norm_weight and norm_bias.
 
     Returns:
         A function named OP_TYPE in DOMAIN: inputs INPUT_NAMES, output OUTPUT_NAME, attributes ATTRIBUTE_NAMES (all required).
@@ -243,8 +248,15 @@ def function_body(opset: int) -> onnx.FunctionProto:
     conv("spread_0", "pointwise_0", "local_map", 1, 1)  # [B, S, H, W]
     add("Reshape", ["local_map", "copy_copy_rest"], "local_channel_first")  # [B, S, N]
     add("Transpose", ["local_channel_first"], "local", perm=[0, 2, 1])  # [B, N, S]
-    add("LayerNormalization", ["local", "norm_weight", "norm_bias"], "local_norm", {"epsilon": "epsilon"}, axis=-1)
-    add("HardSwish", ["local_norm"], "x_agg0")
+    if norm_by_casts:
+        for value in ("local", *FLOAT_INPUTS):
+            add("Cast", [value], f"{value}_float", to=TensorProto.FLOAT)
+        norm_inputs = [f"{value}_float" for value in ("local", *FLOAT_INPUTS)]
+        add("LayerNormalization", norm_inputs, "local_norm", {"epsilon": "epsilon"}, axis=-1)
+        add("CastLike", ["local_norm", "qkv"], "local_norm_cast")
+    else:
+        add("LayerNormalization", ["local", *FLOAT_INPUTS], "local_norm", {"epsilon": "epsilon"}, axis=-1)
+    add("HardSwish", ["local_norm_cast" if norm_by_casts else "local_norm"], "x_agg0")
 
     add("Concat", ["attention_token_first", "x_agg0"], OUTPUT_NAME, axis=-1)  # [B, N, C]
     return helper.make_function(

@@ -1,27 +1,38 @@
-"""FP32 graph -> FP16 graph: FP16 weights and activations, with FP32 islands where the numerics need them.
+"""FP32 graph -> FP16 graph: FP16 weights and activations, with FP32 where the numerics need it.
 
-Islands, and why:
+What stays FP32, and why:
 softmax over tokens and the context    masses near 1/N: inside the body of GmfGroupMixAttention, by casts that are there in every precision
-LayerNormalization                     statistics in FP32 by its own stash_type, with eps 1e-6 below FP16's smallest normal number
+LayerNormalization                     squares of deviations leave FP16's range from 256 on, and eps 1e-6 is below its smallest normal
 the head (pooling and classifier)      a mean over H x W and the logits themselves; too small to cost anything
 weights beyond FP16's range            their layer, named in the report
 activations beyond FP16's range        their producer and consumers, as gmf_edge.precision.fp16_range found on images
+
+How LayerNormalization is told depends on the runtime's typing (gmf_edge.spec.Target.typing). A strongly typed one computes in the
+type of the operands: TensorRT 10 rejects INormalizationLayer::setComputePrecision there, all that stash_type could become, and 11 has
+it no more (NvInfer.h of 10.3 and 11.1). Its graphs therefore cast x to FP32 and the result back, with FP32 gain and bias. A weakly
+typed one, TensorRT 8.6, is told by stash_type 1, ONNX's default, which its importer passes on; casts would there be pins of the layers
+beside them, so there are none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir
 from onnx_ir import DataType
+
+from gmf_edge.errors import SpecError
+from gmf_edge.ops.group_mix_attention import FLOAT_INPUTS, INPUT_NAMES, OP_TYPE, function_body
 
 FP16_MAX = 65504.0
 FP16_SMALLEST_NORMAL = 2.0**-14
 # share of a tensor's non-zero weights that FP16 rounds to zero before the tensor is worth a word
 FLUSHED_SHARE = 0.01
 HEAD_OPS = ("GlobalAveragePool", "Flatten", "Gemm")
+TYPINGS = ("strong", "weak")
 
 
 @dataclass(frozen=True)
@@ -30,24 +41,29 @@ class Fp16Report:
 
     Attributes:
         islands: layers left in FP32, name -> reason.
+        fp32_statistics: nodes that are no islands and still compute a mean, a variance or a softmax in FP32, or hold one that does.
         overflowing_weights: weight tensors beyond FP16's range, name -> largest magnitude; their layers are islands.
         flushed_weights: weight tensors of which more than 1 % of the non-zero values become zero, name -> share.
     """
 
     islands: Mapping[str, str] = field(default_factory=dict)
+    fp32_statistics: tuple[str, ...] = ()
     overflowing_weights: Mapping[str, float] = field(default_factory=dict)
     flushed_weights: Mapping[str, float] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, dict[str, str | float]]:
+    def to_json(self) -> dict[str, Any]:
         """Plain values, for a manifest."""
         return {
             "islands": dict(self.islands),
+            "fp32_statistics": list(self.fp32_statistics),
             "overflowing_weights": dict(self.overflowing_weights),
             "flushed_weights": dict(self.flushed_weights),
         }
 
 
-def to_fp16(graph: onnx_ir.Model, islands: Mapping[str, str] | None = None, io_dtype: str = "float32") -> Fp16Report:
+def to_fp16(
+    graph: onnx_ir.Model, islands: Mapping[str, str] | None = None, io_dtype: str = "float32", typing: str = "strong"
+) -> Fp16Report:
     """Lower a fused graph to FP16 in place.
 
     Args:
@@ -55,46 +71,39 @@ def to_fp16(graph: onnx_ir.Model, islands: Mapping[str, str] | None = None, io_d
             computes in FP16).
         islands: names of nodes to leave in FP32, each with the reason.
         io_dtype: "float32" or "float16", dtype of input and output.
+        typing: of the runtime, "strong" or "weak": how LayerNormalization is kept in FP32.
+
+    Raises:
+        SpecError: an unknown typing.
     """
-    kept = dict(islands or {})
-    overflowing: dict[str, float] = {}
-    flushed: dict[str, float] = {}
-    for node in graph.graph:
-        if node.op_type in HEAD_OPS:
-            kept.setdefault(_name(node), "pooling and logits")
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            scale = node.inputs[1]
-            if scale is not None and scale.dtype == DataType.FLOAT:
-                kept.setdefault(_name(node), "FP32 scales")
-        for value in node.inputs:
-            if value is None or value.const_value is None or value.dtype != DataType.FLOAT:
-                continue
-            largest = float(np.abs(value.const_value.numpy()).max(initial=0.0))
-            if not largest <= FP16_MAX and _name(node) not in kept:
-                overflowing[str(value.name)] = largest
-                kept[_name(node)] = f"weight {value.name} reaches {largest:.3g}, beyond FP16's {FP16_MAX:.0f}"
+    if typing not in TYPINGS:
+        raise SpecError(f"typing {typing!r} is not known", f"use {' or '.join(TYPINGS)}")
+    kept = {**head_islands(graph), **(islands or {})}
+    beyond = {name: found for name, found in weights_beyond(graph).items() if name not in kept}
+    kept.update({name: weight_reason(*found) for name, found in beyond.items()})
+    statistics = [node for node in graph.graph if node.op_type in ("LayerNormalization", OP_TYPE) and node_name(node) not in kept]
+    wide = {*kept, *(node_name(node) for node in graph.graph if _is_wide_by_itself(node, typing))}
+    if typing == "weak":
+        _norms_by_stash_type(graph)
 
     casts: dict[tuple[str, DataType], onnx_ir.Value] = {}
     weights: dict[str, onnx_ir.Value] = {}
+    flushed: dict[str, float] = {}
     for node in list(graph.graph):
-        island = _name(node) in kept
-        wanted = DataType.FLOAT if island else DataType.FLOAT16
+        in_fp32 = node_name(node) in wide
+        wanted = DataType.FLOAT if in_fp32 else DataType.FLOAT16
         for index, value in enumerate(node.inputs):
             if value is None or value.dtype not in (DataType.FLOAT, DataType.FLOAT16) or value.dtype == wanted:
                 continue
             if value.const_value is not None and value.is_initializer():
-                if value.dtype == DataType.FLOAT:
+                if value.dtype == DataType.FLOAT and not (typing == "strong" and _is_float_input(node, index)):
                     node.replace_input_with(index, _half_weight(graph, value, weights, flushed))
                 continue
             key = (str(value.name), wanted)
             if key not in casts:
-                cast = onnx_ir.node("Cast", [value], attributes={"to": wanted}, name=f"{value.name}/to_{wanted.name.lower()}")
-                cast.outputs[0].name = f"{value.name}/{wanted.name.lower()}"
-                cast.outputs[0].type, cast.outputs[0].shape = onnx_ir.TensorType(wanted), value.shape
-                graph.graph.insert_before(node, cast)
-                casts[key] = cast.outputs[0]
+                casts[key] = insert_cast(graph, value, wanted, node, f"{value.name}/to_{wanted.name.lower()}")
             node.replace_input_with(index, casts[key])
-        if not island and node.op_type != "Cast":
+        if not in_fp32 and node.op_type != "Cast":
             for value in node.outputs:
                 if value.dtype == DataType.FLOAT:
                     # a new type object: clones of a graph share the old one
@@ -102,11 +111,65 @@ def to_fp16(graph: onnx_ir.Model, islands: Mapping[str, str] | None = None, io_d
     _set_io(graph, DataType.FLOAT16 if io_dtype == "float16" else DataType.FLOAT)
     for name in [name for name, value in graph.graph.initializers.items() if not value.uses()]:
         del graph.graph.initializers[name]
-    return Fp16Report(kept, overflowing, flushed)
+    return Fp16Report(kept, tuple(map(node_name, statistics)), dict(beyond.values()), flushed)
 
 
-def _name(node: onnx_ir.Node) -> str:
+def insert_cast(graph: onnx_ir.Model, value: onnx_ir.Value, dtype: DataType, before: onnx_ir.Node, name: str) -> onnx_ir.Value:
+    """Cast a value before the node that is to read it; the cast value, "<name>/output"."""
+    cast = onnx_ir.node("Cast", [value], attributes={"to": dtype}, name=name)
+    result = cast.outputs[0]
+    result.name, result.type, result.shape = f"{name}/output", onnx_ir.TensorType(dtype), value.shape
+    graph.graph.insert_before(before, cast)
+    return result
+
+
+def node_name(node: onnx_ir.Node) -> str:
+    """The node's name, or its first output's where it has none."""
     return node.name or str(node.outputs[0].name)
+
+
+def head_islands(graph: onnx_ir.Model) -> dict[str, str]:
+    """The pooling and the classifier: name -> reason."""
+    return {node_name(node): "pooling and logits" for node in graph.graph if node.op_type in HEAD_OPS}
+
+
+def weights_beyond(graph: onnx_ir.Model) -> dict[str, tuple[str, float]]:
+    """Nodes with a weight that FP16 cannot hold: name -> (the first such weight, its largest magnitude)."""
+    beyond: dict[str, tuple[str, float]] = {}
+    for node in graph.graph:
+        for value in node.inputs:
+            if value is None or value.const_value is None or value.dtype != DataType.FLOAT:
+                continue
+            largest = float(np.abs(value.const_value.numpy()).max(initial=0.0))
+            # so that NaN is beyond as well
+            if not largest <= FP16_MAX:
+                beyond.setdefault(node_name(node), (str(value.name), largest))
+    return beyond
+
+
+def weight_reason(weight: str, largest: float) -> str:
+    """Why the layer of a weight that FP16 cannot hold is an island."""
+    return f"weight {weight} reaches {largest:.3g}, beyond FP16's {FP16_MAX:.0f}"
+
+
+def _is_wide_by_itself(node: onnx_ir.Node, typing: str) -> bool:
+    """Whether a node that is no island computes in FP32: Q/DQ with FP32 scales, LayerNormalization where operands' types decide."""
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        scale = node.inputs[1]
+        return scale is not None and scale.dtype == DataType.FLOAT
+    return typing == "strong" and node.op_type == "LayerNormalization"
+
+
+def _is_float_input(node: onnx_ir.Node, index: int) -> bool:
+    """Whether the operator takes this input in FP32 whatever the type of the others."""
+    return node.op_type == OP_TYPE and INPUT_NAMES[index] in FLOAT_INPUTS
+
+
+def _norms_by_stash_type(graph: onnx_ir.Model) -> None:
+    """Give GmfGroupMixAttention the body without casts round its LayerNormalization."""
+    for key, function in list(graph.functions.items()):
+        if function.name == OP_TYPE:
+            graph.functions[key] = onnx_ir.from_proto(function_body(graph.opset_imports[""], norm_by_casts=False))
 
 
 def _half_weight(
@@ -140,7 +203,9 @@ def _set_io(graph: onnx_ir.Model, dtype: DataType) -> None:
                 use.node.outputs[0].replace_all_uses_with(images)
                 graph.graph.remove(use.node, safe=True)
             elif use.node.op_type != "Cast":
-                use.node.replace_input_with(use.idx, _cast(graph, images, DataType.FLOAT, use.node))
+                use.node.replace_input_with(
+                    use.idx, insert_cast(graph, images, DataType.FLOAT, use.node, f"{images.name}/to_float/{use.node.name}")
+                )
     producer = logits.producer()
     assert producer is not None
     if logits.dtype != dtype:
@@ -152,11 +217,3 @@ def _set_io(graph: onnx_ir.Model, dtype: DataType) -> None:
         logits.type = onnx_ir.TensorType(inner)
         graph.graph.append(cast)
         graph.graph.outputs[0] = out
-
-
-def _cast(graph: onnx_ir.Model, value: onnx_ir.Value, dtype: DataType, before: onnx_ir.Node) -> onnx_ir.Value:
-    cast = onnx_ir.node("Cast", [value], attributes={"to": dtype}, name=f"{value.name}/to_{dtype.name.lower()}/{before.name}")
-    cast.outputs[0].name = f"{cast.name}/output"
-    cast.outputs[0].type, cast.outputs[0].shape = onnx_ir.TensorType(dtype), value.shape
-    graph.graph.insert_before(before, cast)
-    return cast.outputs[0]

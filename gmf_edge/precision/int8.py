@@ -9,7 +9,9 @@ zero points are there and zero, which TensorRT demands. Source: ONNX QuantizeLin
 
 The order of lowering: insert_qdq on the FP32 graph, then gmf_edge.precision.fp16.to_fp16, then gmf_edge.rewrite.bodies. With FP32
 scales the graph is valid as it stands and is what ONNX Runtime runs on the CPU; to_fp16 leaves its Q/DQ in FP32 and casts round
-them. With FP16 scales it is valid once to_fp16 has lowered what stands between.
+them. With FP16 scales it is valid once to_fp16 has lowered what stands between. A layer that to_fp16 leaves in FP32 has FP32 scales
+there too: a cast between an FP16 DequantizeLinear and an FP32 layer is folded by TensorRT into one that no kernel exists for
+(NVIDIA/TensorRT#4832).
 
 ONNX Runtime turns DequantizeLinear, DequantizeLinear, MatMul into MatMulIntegerToFloat, which multiplies in INT8 and returns
 floating point; on x86 it makes INT8 activations UINT8 with zero point 128 by itself, where that is the faster kernel.
@@ -51,6 +53,7 @@ def insert_qdq(
     *,
     exceptions: frozenset[str] = frozenset(),
     scales: str = "float32",
+    fp32_layers: frozenset[str] = frozenset(),
 ) -> onnx_ir.Model:
     """A copy of a fused graph with Q/DQ round the layers that the recipe names; the same arguments give the same bytes.
 
@@ -60,6 +63,7 @@ def insert_qdq(
         recipe: what to quantise.
         exceptions: names of layers (quantizable_layers) to leave as they are.
         scales: "float32", or "float16" for a graph that to_fp16 lowers next (TensorRT 10 and later, opset 19 and later).
+        fp32_layers: names of layers whose scales are FP32 all the same, because to_fp16 leaves them in FP32.
 
     Raises:
         SpecError: an unknown exception or dtype of scales, or FP16 scales below opset 19.
@@ -77,13 +81,14 @@ def insert_qdq(
     lowered = independent_copy(graph)
     require_smoothing(ranges, recipe)
     smooth(lowered, ranges.smoothing)
-    pairs: dict[str, onnx_ir.Value] = {}
+    pairs: dict[tuple[str, str], onnx_ir.Value] = {}
     for layer in chosen_layers(lowered, recipe, exceptions):
         found = ranges.tensor(layer.tensor, layer.name)
-        scale = _scalar_scale(found.threshold, scales, layer.tensor)
+        dtype = "float32" if layer.name in fp32_layers else scales
+        scale = _scalar_scale(found.threshold, dtype, layer.tensor)
         if layer.weight_axis is not None:
             weight = constant_array(layer.node.inputs[1])
-            codes, weight_scales = quantized_weight(weight, layer.weight_axis, scales, layer.name)
+            codes, weight_scales = quantized_weight(weight, layer.weight_axis, dtype, layer.name)
             if recipe.bias_correction:
                 mean = np.asarray(found.channel_mean, np.float64)
                 factors = ranges.smoothing.get(layer.tensor)
@@ -91,8 +96,8 @@ def insert_qdq(
                     mean = mean / np.asarray(factors, np.float64)
                 rounded = dequantized(codes, weight_scales, layer.weight_axis)
                 correct_bias(lowered, layer, mean_output_error(layer, weight, rounded, mean))
-            _quantize_weight(lowered, layer, codes, weight_scales, scales)
-        _quantize_input(lowered, layer, scale, scales, pairs)
+            _quantize_weight(lowered, layer, codes, weight_scales, dtype)
+        _quantize_input(lowered, layer, scale, dtype, pairs)
     return lowered
 
 
@@ -187,22 +192,25 @@ def _quantize_weight(
 
 
 def _quantize_input(
-    graph: onnx_ir.Model, layer: QuantizableLayer, scale: NDArray[Any], scales: str, pairs: dict[str, onnx_ir.Value]
+    graph: onnx_ir.Model, layer: QuantizableLayer, scale: NDArray[Any], scales: str, pairs: dict[tuple[str, str], onnx_ir.Value]
 ) -> None:
-    """One Q/DQ pair a tensor, shared by all layers that read it."""
-    if layer.tensor not in pairs:
+    """One Q/DQ pair a tensor and dtype of scales, shared by all layers that read it so."""
+    key = (layer.tensor, scales)
+    if key not in pairs:
         value = layer.node.inputs[layer.input_index]
         assert value is not None
         # a fused graph is FP32 all through, but not every value says so, and to_fp16 casts what it knows the type of
         value.dtype = value.dtype or DataType.FLOAT
-        scale_input = new_constant(graph, scale, f"{layer.tensor}/scale")
-        zero_point = new_constant(graph, np.zeros((), np.int8), f"{layer.tensor}/zero_point")
-        quantize = onnx_ir.node("QuantizeLinear", (value, scale_input, zero_point), name=f"{layer.tensor}/QuantizeLinear")
+        # the tensor's second pair needs names of its own
+        name = layer.tensor if not any(tensor == layer.tensor for tensor, _ in pairs) else f"{layer.tensor}/{scales}"
+        scale_input = new_constant(graph, scale, f"{name}/scale")
+        zero_point = new_constant(graph, np.zeros((), np.int8), f"{name}/zero_point")
+        quantize = onnx_ir.node("QuantizeLinear", (value, scale_input, zero_point), name=f"{name}/QuantizeLinear")
         codes = quantize.outputs[0]
-        codes.name, codes.dtype, codes.shape = f"{layer.tensor}/int8", DataType.INT8, value.shape
-        dequantize = onnx_ir.node("DequantizeLinear", (codes, scale_input, zero_point), name=f"{layer.tensor}/DequantizeLinear")
+        codes.name, codes.dtype, codes.shape = f"{name}/int8", DataType.INT8, value.shape
+        dequantize = onnx_ir.node("DequantizeLinear", (codes, scale_input, zero_point), name=f"{name}/DequantizeLinear")
         out = dequantize.outputs[0]
-        out.name, out.dtype, out.shape = f"{layer.tensor}/dequantized", SCALE_DTYPES[scales][1], value.shape
+        out.name, out.dtype, out.shape = f"{name}/dequantized", SCALE_DTYPES[scales][1], value.shape
         graph.graph.insert_before(layer.node, (quantize, dequantize))
-        pairs[layer.tensor] = out
-    layer.node.replace_input_with(layer.input_index, pairs[layer.tensor])
+        pairs[key] = out
+    layer.node.replace_input_with(layer.input_index, pairs[key])

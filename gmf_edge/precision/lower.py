@@ -4,15 +4,16 @@ One precision may need more than one graph, because runtimes differ in who decid
 
           strong (opset 20: TensorRT 10, 11)     weak (opset 17: TensorRT 8.6)           cpu (ONNX Runtime)
 FP32      FP32                                   the same                                the same
-FP16      FP16 with FP32 islands                 the same, builder flags on top          the same
-INT8      Q/DQ with FP16 scales, FP16 elsewhere  Q/DQ with FP32 scales, FP32 elsewhere:  as weak: FP16 has no kernels
+FP16      FP16 with FP32 islands, casts round    the same without those casts,           as strong
+          LayerNormalization                     builder flags on top
+INT8      Q/DQ with FP16 scales, else as FP16    Q/DQ with FP32 scales, FP32 elsewhere:  as weak: FP16 has no kernels
                                                  builder flags make the rest FP16,       on a CPU; Linears as integer Gemm
                                                  casts there would part Q/DQ from GEMM
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,11 @@ import numpy as np
 import onnx_ir
 from numpy.typing import NDArray
 
-from gmf_edge.precision.fp16 import to_fp16
+from gmf_edge.precision.fp16 import head_islands, to_fp16, weight_reason, weights_beyond
 from gmf_edge.precision.fp16_range import activation_ranges, islands_for
+from gmf_edge.precision.fp32_sums import sum_in_fp32
 from gmf_edge.precision.int8 import insert_qdq
-from gmf_edge.precision.int8_layers import chosen_layers
+from gmf_edge.precision.int8_layers import chosen_layers, independent_copy
 from gmf_edge.precision.integer_gemm import linears_as_gemm
 from gmf_edge.precision.ranges import Ranges
 from gmf_edge.precision.recipe import Recipe
@@ -54,8 +56,9 @@ class Quantization:
 class Lowered:
     """Fused graphs for the three kinds of runtime, and what was found and done, for the manifest.
 
-    facts has "ranges" (fp16_range.RangeReport), "islands", "overflowing_weights", "flushed_weights" (fp16.Fp16Report) and, for INT8,
-    "int8": {"layers", "exceptions", "recipe", "calibration", "notes", "layer_snr", "search"}; all empty or absent for FP32.
+    facts has "ranges" (fp16_range.RangeReport), "islands", "fp32_statistics", "overflowing_weights", "flushed_weights"
+    (fp16.Fp16Report), "fp32_sums" (names of the MatMuls that the strong graph sums in FP32) and, for INT8, "int8": {"layers",
+    "exceptions", "recipe", "calibration", "notes", "layer_snr", "search"}; all empty or absent for FP32.
     """
 
     strong: onnx_ir.Model
@@ -71,6 +74,7 @@ def lower_precision(
     inline: Callable[[onnx_ir.Model], onnx_ir.Model],
     batches: Iterable[NDArray[np.float32]],
     quantization: Quantization | None = None,
+    fp32_sums: Collection[str] = (),
 ) -> Lowered:
     """Lower a fused FP32 graph.
 
@@ -81,8 +85,11 @@ def lower_precision(
         inline: fused graph -> portable graph.
         batches: preprocessed images for the range check, float32 [B, 3, H, W].
         quantization: for INT8.
+        fp32_sums: kinds of Linears (int8_layers.LINEAR_KINDS) whose FP16 products the strong graph sums in FP32; none by default,
+            see fp32_sums.py for what that costs and gains.
 
     Raises:
+        SpecError: an unknown kind of Linears.
         PrecisionError: activations or weights that are not finite, or a scale that FP16 cannot hold.
         CalibrationError: ranges of another graph.
     """
@@ -94,18 +101,29 @@ def lower_precision(
     ranges = activation_ranges(inline(fused), seen)
     islands = islands_for(fused, ranges.beyond)
     if precision is Precision.FP16:
-        report = to_fp16(fused, islands, io_dtype)
-        return Lowered(fused, fused, fused, {"ranges": ranges.to_json(), **report.to_json()})
+        weak, strong = fused, independent_copy(fused)
+        to_fp16(weak, islands, io_dtype, typing="weak")
+        report = to_fp16(strong, islands, io_dtype)
+        summed = sum_in_fp32(strong, fp32_sums)
+        return Lowered(strong, weak, strong, {"ranges": ranges.to_json(), **report.to_json(), "fp32_sums": summed})
 
     assert quantization is not None, "INT8 comes with its quantization"
-    found, recipe, exceptions = quantization.ranges, quantization.recipe, quantization.exceptions
+    found, recipe = quantization.ranges, quantization.recipe
+    # what FP16 cannot hold is no layer for INT8 either: TensorRT 8.6 would be told FP32 and INT8 of it at once
+    unfit = {**{name: weight_reason(*weight) for name, weight in weights_beyond(fused).items()}, **islands}
+    left_out = [layer.name for layer in chosen_layers(fused, recipe, quantization.exceptions) if layer.name in unfit]
+    exceptions = quantization.exceptions | frozenset(left_out)
     layers = [layer.name for layer in chosen_layers(fused, recipe, exceptions)]
     weak = insert_qdq(fused, found, recipe, exceptions=exceptions, scales="float32")
-    strong = insert_qdq(fused, found, recipe, exceptions=exceptions, scales="float16")
+    head = frozenset(head_islands(fused))
+    strong = insert_qdq(fused, found, recipe, exceptions=exceptions, scales="float16", fp32_layers=head)
     report = to_fp16(strong, islands, io_dtype)
+    summed = sum_in_fp32(strong, fp32_sums)
     if io_dtype == "float16":
         to_fp16(weak, {str(node.name): "FP32 beside Q/DQ" for node in weak.graph}, io_dtype)
-    int8 = {
+    facts = {"ranges": ranges.to_json(), **report.to_json(), "fp32_sums": summed}
+    facts["islands"] = {name: reason for name, reason in report.islands.items() if name not in layers}
+    facts["int8"] = {
         "layers": layers,
         "exceptions": sorted(exceptions),
         "recipe": recipe.to_json(),
@@ -115,8 +133,8 @@ def lower_precision(
             "seed": found.provenance.seed,
             "images_sha256": found.provenance.images_sha256,
         },
-        "notes": list(found.notes),
+        "notes": [*found.notes, *(f"{name} is not quantised: {unfit[name]}" for name in left_out)],
         "layer_snr": [row.to_json() for row in layer_snr(fused, found, recipe, seen)],
         "search": None if quantization.search is None else dict(quantization.search),
     }
-    return Lowered(strong, weak, linears_as_gemm(weak)[0], {"ranges": ranges.to_json(), **report.to_json(), "int8": int8})
+    return Lowered(strong, weak, linears_as_gemm(weak)[0], facts)

@@ -26,7 +26,9 @@ def inline_bodies(fused: onnx_ir.Model) -> onnx_ir.Model:
     _name_inlined(graph)
     onnx_passes.ShapeInferencePass()(graph)
     _resolve_cast_like(graph)
-    fold_constants(graph, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT)
+    # before the folding, which would give a weight under such a cast another name
+    no_op_cast_rule.apply_to_model(graph)
+    fold_constants(graph, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, should_fold=_foldable)
     for rule in (cast_cast_rule, no_op_cast_rule):
         rule.apply_to_model(graph)
     for clean in (
@@ -39,6 +41,14 @@ def inline_bodies(fused: onnx_ir.Model) -> onnx_ir.Model:
     ):
         clean(graph)
     return graph
+
+
+def _foldable(node: onnx_ir.Node) -> bool | None:
+    """False for a cast that says how a product is summed (precision.fp32_sums): folded, its FP16 weight would be an FP32 one."""
+    value = node.inputs[0] if node.op_type == "Cast" else None
+    if value is None or value.dtype != onnx_ir.DataType.FLOAT16 or node.outputs[0].dtype != onnx_ir.DataType.FLOAT:
+        return None
+    return not any(use.node.op_type == "MatMul" for use in node.outputs[0].uses())
 
 
 def _name_inlined(graph: onnx_ir.Model) -> None:
