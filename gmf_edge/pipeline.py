@@ -51,7 +51,7 @@ def build(
         GmfEdgeError: see gmf_edge.errors; nothing is left behind.
     """
     require_replaceable(out)
-    backend, _ = choose_backend(spec.backend)  # fails here, not after minutes of export
+    backend, _ = choose_backend(spec.backend, to_build=True)  # fails here, not after minutes of export
     with ExitStack() as stack:
         source = load_source(spec, stack, progress)
         folder = stack.enter_context(new_folder(out))

@@ -106,7 +106,7 @@ def deploy_in_place(
     progress: Progress = silent,
 ) -> Result:
     """Build the engine into the bundle's folder, prove it, measure it, write report.json and seal the folder."""
-    chosen, why = choose_backend(backend)
+    chosen, why = choose_backend(backend, to_build=True)
     progress(None, f"backend: {why}")
     request = engine_request(bundle, use_plugin, options or {})
     request, engine_files, plugin = build_engine(chosen, request, bundle, gate, progress)

@@ -23,11 +23,12 @@ def backend_named(name: str) -> Backend:
     raise SpecError(f"unknown backend {name!r}", f"use auto, {' or '.join(kind.name for kind in BACKENDS)}")
 
 
-def choose_backend(wanted: str) -> tuple[Backend, str]:
+def choose_backend(wanted: str, *, to_build: bool = False) -> tuple[Backend, str]:
     """The backend to use and the sentence that says why.
 
     Args:
         wanted: "auto", or a backend's name.
+        to_build: whether it has to build an engine, and not only to run one.
 
     Raises:
         EnvironmentProblem: the wanted backend, or with "auto" every backend, cannot be used here.
@@ -35,14 +36,14 @@ def choose_backend(wanted: str) -> tuple[Backend, str]:
     """
     if wanted != "auto":
         backend = backend_named(wanted)
-        missing = backend.missing()
+        missing = backend.missing_to_build() if to_build else backend.missing()
         if missing is not None:
             raise EnvironmentProblem(f"backend {wanted} cannot be used: {missing}", "run 'gmf-edge doctor', or use --backend auto")
         return backend, f"{wanted}, as asked"
     reasons: list[str] = []
     for kind in BACKENDS:
         backend = kind()
-        missing = backend.missing()
+        missing = backend.missing_to_build() if to_build else backend.missing()
         if missing is None:
             because = f" ({'; '.join(reasons)})" if reasons else ""
             return backend, f"{backend.name}{because}"

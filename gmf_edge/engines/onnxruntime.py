@@ -60,6 +60,10 @@ class OnnxRuntimeBackend:
             return "the package onnxruntime is not installed"
         return None
 
+    def missing_to_build(self) -> str | None:
+        """As missing: there is nothing to build."""
+        return self.missing()
+
     def build(self, request: EngineRequest, out: Path, progress: Progress = silent) -> tuple[str, ...]:
         """Nothing to write: the graph in the bundle is what runs. Opened once, so that a graph that cannot run fails here."""
         progress(None, "loading the graph into ONNX Runtime")

@@ -129,6 +129,9 @@ class Backend(Protocol):
     def missing(self) -> str | None:
         """Why this backend cannot be used on this machine, or None where it can; never raises, never slow."""
 
+    def missing_to_build(self) -> str | None:
+        """Why this backend cannot build engines here, or None where it can: what only runs engines may need less."""
+
     def build(self, request: EngineRequest, out: Path, progress: Progress = silent) -> tuple[str, ...]:
         """Build the engine into the folder `out`; the names of the files written there (the engine first), possibly none
         where the backend runs the ONNX file itself.

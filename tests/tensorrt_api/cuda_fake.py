@@ -46,6 +46,8 @@ class FakeCuda(ModuleType):
         self.cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3)
         self.cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
         self.capability = (8, 7)
+        self.integrated = True
+        self.multiprocessors = 16
         self.driver_cuda = self.runtime_cuda = 12060
         self.name = b"Fake Orin\0\0"
 
@@ -84,9 +86,9 @@ class FakeCuda(ModuleType):
             name=self.name,
             major=self.capability[0],
             minor=self.capability[1],
-            multiProcessorCount=16,
+            multiProcessorCount=self.multiprocessors,
             totalGlobalMem=self.total,
-            integrated=1,
+            integrated=int(self.integrated),
         )
         return cudaError_t(0), properties
 

@@ -18,6 +18,7 @@ from cuda_fake import FakeCuda
 from trt_fake import CLASSES, FakeModel
 from trt_machine import MakeMachine, expected, images
 
+from gmf_edge.engines.choose import choose_backend
 from gmf_edge.engines.tensorrt.backend import TensorRTBackend, inspect_engine
 from gmf_edge.engines.tensorrt.doctor import MISSING, OK, diagnose
 from gmf_edge.engines.tensorrt.plugins import PLUGIN_OP
@@ -140,12 +141,13 @@ def test_nothing_is_pinned_for_fp32(make: MakeMachine) -> None:
 @every_version
 def test_options_reach_the_builder(make: MakeMachine, version: str, tmp_path: Path) -> None:
     machine = make(version)
+    machine.cuda.integrated = False
     options: dict[str, Any] = {
         "workspace_mib": 512,
         "optimization_level": 4,
         "version_compatible": True,
         "hardware_compatibility": "ampere+",
-        "refit": True,
+        "refit": not version.startswith("8."),
         "max_aux_streams": 1,
         "tactic_sources": ("-jit_convolutions",),
         "timing_cache": str(tmp_path / "own.cache"),
@@ -156,7 +158,7 @@ def test_options_reach_the_builder(make: MakeMachine, version: str, tmp_path: Pa
     assert config.builder_optimization_level == 4
     assert config.max_aux_streams == 1
     assert config.hardware_compatibility_level.name == "AMPERE_PLUS"
-    assert {"VERSION_COMPATIBLE", "REFIT"} <= config._flags
+    assert {"VERSION_COMPATIBLE", *(("REFIT",) if options["refit"] else ())} <= config._flags
     assert config.profiling_verbosity.name == "DETAILED"
     assert config._tactics == 0b11111 & ~(1 << int(machine.trt.types["TacticSource"].JIT_CONVOLUTIONS))
     assert config._profiles[0]._shapes["images"] == [(1, 3, 32, 32), (2, 3, 32, 32), (4, 3, 32, 32)]
@@ -201,14 +203,14 @@ def test_a_stripped_engine_gets_its_weights_back(make: MakeMachine, version: str
 @every_version
 def test_an_engine_is_refitted_without_a_build(make: MakeMachine, version: str) -> None:
     machine = make(version)
+    if version.startswith("8."):
+        with pytest.raises(SpecError, match="cannot exchange weights from an ONNX file"):
+            machine.build(options={"refit": True})
+        return
     files = machine.build(options={"refit": True})
     graph = machine.request.graphs.folder / machine.sidecar["graph_file"]
     with machine.open(files) as engine:
         engine.infer(images(2))
-        if version.startswith("8."):
-            with pytest.raises(EngineError, match="cannot refit from an ONNX file"):
-                engine.refit_from(graph)
-            return
         engine.refit_from(graph)
         assert machine.calls("OnnxParserRefitter.refit_from_file") == [(str(graph),)]
         assert machine.calls("Refitter.refit_cuda_engine") == [()]
@@ -225,6 +227,27 @@ def test_weights_that_do_not_fit_are_refused(make: MakeMachine) -> None:
         engine.refit_from(Path("other.onnx"))
 
 
+def test_an_int8_engine_is_not_refitted(make: MakeMachine) -> None:
+    """TensorRT folds INT8 weights into kernels that a refit does not reach, and says nothing of it."""
+    machine = make("10.3.0", FakeModel(precision="int8"))
+    files = machine.build(options={"refit": True}, precision=Precision.INT8)
+    graph = machine.request.graphs.folder / machine.sidecar["graph_file"]
+    with machine.open(files) as engine, pytest.raises(EngineError, match="INT8 weights"):
+        engine.refit_from(graph)
+    assert not machine.calls("OnnxParserRefitter.refit_from_file")
+
+
+def test_another_module_of_the_same_name_is_noted_and_a_smaller_one_refused(make: MakeMachine) -> None:
+    machine = make("10.3.0")
+    files = machine.build()
+    machine.cuda.multiprocessors = 8
+    with machine.open(files) as engine:
+        assert any("built for 16 multiprocessors, opened on 8" in note for note in engine.facts.notes)
+    machine.cuda.total //= 2
+    with pytest.raises(StaleArtifact, match="gmf-edge deploy"):
+        machine.open(files)
+
+
 def test_an_old_polygraphy_is_told_apart_from_none(make: MakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = make("11.4.0.106")
     import polygraphy
@@ -237,6 +260,11 @@ def test_an_old_polygraphy_is_told_apart_from_none(make: MakeMachine, monkeypatc
     assert {finding.subject: finding.state for finding in diagnose()}["Polygraphy"] == MISSING
     # an engine that is there runs without it
     assert TensorRTBackend().missing() is None
+    # and --backend auto builds with what can build
+    assert choose_backend("auto")[0].name == "tensorrt"
+    chosen, why = choose_backend("auto", to_build=True)
+    assert chosen.name == "onnxruntime"
+    assert "not tensorrt: Polygraphy 0.49.9 does not know" in why
     monkeypatch.setitem(sys.modules, "polygraphy", None)
     with pytest.raises(EnvironmentProblem, match="Polygraphy cannot be imported"):
         machine.build()

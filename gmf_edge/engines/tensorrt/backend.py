@@ -17,7 +17,7 @@ from gmf_edge.artifact import cache_root, write_atomically, write_failure
 from gmf_edge.engines.protocol import EngineFacts, EngineRequest, LayerRecord, Progress, silent
 from gmf_edge.engines.tensorrt.build import build_engine
 from gmf_edge.engines.tensorrt.config import BuildJob
-from gmf_edge.engines.tensorrt.cuda import Device, free_memory_mib
+from gmf_edge.engines.tensorrt.cuda import Device, available_memory_mib
 from gmf_edge.engines.tensorrt.inspect import LayerTimes, layer_records, read_inspector_json
 from gmf_edge.engines.tensorrt.log import BuildLog
 from gmf_edge.engines.tensorrt.options import TensorRTOptions
@@ -53,6 +53,17 @@ class TensorRTBackend:
             return f"TensorRT cannot be used: {type(error).__name__}: {error}"
         return None
 
+    def missing_to_build(self) -> str | None:
+        """As missing, and Polygraphy, which running an engine does not need; never raises."""
+        missing = self.missing()
+        if missing is not None:
+            return missing
+        try:
+            require_polygraphy(TensorRTVersion.here())
+        except GmfEdgeError as error:
+            return str(error)
+        return None
+
     def build(self, request: EngineRequest, out: Path, progress: Progress = silent) -> tuple[str, ...]:
         """Build, prove and write engine.plan, engine.plan.json and engine.plan.layers.json into the folder `out`.
 
@@ -67,7 +78,7 @@ class TensorRTBackend:
         version = TensorRTVersion.here()
         require_polygraphy(version)
         options = TensorRTOptions.of(request.options)
-        options.check(version, request.profile)
+        options.check(version, request.profile, device)
         form, graph, notes = choose_graph(request, version, options)
         progress(None, f"TensorRT {version.text} ({version.target.name}) on {device.name}: building {graph.name}")
         job = BuildJob(
@@ -80,7 +91,7 @@ class TensorRTBackend:
             fp32_islands=request.fp32_islands,
             timing_cache=timing_cache_path(options, device, version),
         )
-        built = build_engine(job, free_memory_mib(), progress)
+        built = build_engine(job, available_memory_mib(device), progress)
 
         progress(None, "proving the engine's precision")
         log = BuildLog()
@@ -105,6 +116,7 @@ class TensorRTBackend:
             engine_sha256=hashlib.sha256(built.content).hexdigest(),
             device={**asdict(device), "architecture": device.architecture},
             tensorrt=version.text,
+            library=version.library,
             target=version.target.name,
             form=form,
             graph_file=graph.name,
@@ -173,7 +185,7 @@ def open_engine(path: Path, sidecar: Sidecar, options: TensorRTOptions, refit_fr
         form=sidecar.form,
         layers=tuple(LayerRecord(**layer) for layer in sidecar.layers),
         precision_shares=sidecar.precision_shares,
-        notes=sidecar.notes,
+        notes=(*sidecar.notes, *sidecar.device_notes(device)),
     )
     return TensorRTEngine(runtime, engine, log, facts, options.streams, options.cuda_graphs)
 

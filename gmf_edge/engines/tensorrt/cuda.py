@@ -193,6 +193,25 @@ def free_memory_mib() -> int:
     return int(free) >> 20
 
 
+def available_memory_mib(device: Device, meminfo: Path = Path("/proc/meminfo")) -> int:
+    """What a build may count on, in MiB: free GPU memory, on a Jetson also what the kernel would give back.
+
+    GPU and CPU share the memory there, and cudaMemGetInfo counts neither the page cache, which is full after a bundle was copied, nor
+    swap (CUDA for Tegra application note); Linux' MemAvailable counts the former.
+
+    Raises:
+        EnvironmentProblem: there is no usable GPU.
+    """
+    free = free_memory_mib()
+    if not device.integrated:
+        return free
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)
+    except OSError:
+        return free
+    return max(free, int(found[1]) >> 10) if found else free
+
+
 class DeviceBuffer:
     """Bytes in GPU memory, freed by close."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from gmf_edge.engines.tensorrt.backend import require_polygraphy
 from gmf_edge.engines.tensorrt.cuda import Device, driver_version, free_memory_mib
 from gmf_edge.engines.tensorrt.plugins import PLUGIN_OP, check_plugin_library, registered_plugins
-from gmf_edge.engines.tensorrt.versions import TensorRTVersion
+from gmf_edge.engines.tensorrt.versions import TensorRTVersion, version_of_number
 from gmf_edge.errors import GmfEdgeError
 
 OK, WARNING, MISSING = "ok", "warning", "missing"
@@ -117,17 +117,15 @@ def _bindings_match(version: TensorRTVersion) -> Finding | None:
     """The Python bindings and the library are installed apart from each other on Debian and Jetson, and may differ."""
     major = version.numbers[0]
     try:
-        # TensorRT numbers its releases major * 1000 + minor * 100 + patch up to 9, and major * 10000 + minor * 100 + patch from 10
-        number = int(ctypes.CDLL(f"libnvinfer.so.{major}").getInferLibVersion())
+        library = version_of_number(int(ctypes.CDLL(f"libnvinfer.so.{major}").getInferLibVersion()))
     except (OSError, AttributeError):
         return None
-    library = (number // 10000, number % 10000 // 100) if number >= 100000 else (number // 1000, number % 1000 // 100)
-    if library == version.numbers:
-        return Finding("TensorRT library", OK, f"libnvinfer {library[0]}.{library[1]} fits the Python bindings")
+    if library.split(".")[:2] == [str(number) for number in version.numbers]:
+        return Finding("TensorRT library", OK, f"libnvinfer {library} fits the Python bindings")
     return Finding(
         "TensorRT library",
         WARNING,
-        f"libnvinfer is {library[0]}.{library[1]}, the Python bindings are {version.text}",
+        f"libnvinfer is {library}, the Python bindings are {version.text}",
         "install both from one place (JetPack: python3-libnvinfer and libnvinfer of one version)",
     )
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from gmf_edge.engines.tensorrt.cuda import Device
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import SpecError
 from gmf_edge.spec import BatchProfile, Precision
@@ -125,12 +126,22 @@ class TensorRTOptions:
             given[name] = value
         return cls(**given)
 
-    def check(self, version: TensorRTVersion, profile: BatchProfile) -> None:
-        """Refuse what this TensorRT version cannot do.
+    def check(self, version: TensorRTVersion, profile: BatchProfile, device: Device) -> None:
+        """Refuse what this TensorRT version cannot do on this device.
 
         Raises:
-            SpecError: an option needs another version, or contradicts the batch profile.
+            SpecError: an option needs another version or device, or contradicts the batch profile.
         """
+        if self.refit and not version.has_strip_plan:
+            raise SpecError(
+                f"TensorRT {version.text} cannot exchange weights from an ONNX file",
+                "leave out --refit, or use TensorRT 10 or newer",
+            )
+        if self.hardware_compatibility != "none" and device.integrated:
+            raise SpecError(
+                f"TensorRT has no hardware compatibility on a Jetson, and {self.hardware_compatibility} was asked for",
+                "leave it out, and deploy on each module",
+            )
         if self.strip and not version.has_strip_plan:
             raise SpecError(f"TensorRT {version.text} has no stripped engines", "leave out --strip, or use TensorRT 10 or newer")
         if self.hardware_compatibility == "same" and not version.has_same_compute_capability:

@@ -423,9 +423,13 @@ class TensorRTEngine:
     def refit_from(self, graph: Path) -> None:
         """Exchange the weights, without a build, for those of an ONNX file of the same architecture (an engine built with refit).
 
+        Prove the result: nothing is known of what the new weights compute.
+
         Raises:
-            EngineError: as refit.
+            EngineError: as refit, or an engine with INT8 layers: TensorRT folds their weights into kernels that a refit does not reach.
         """
+        if self._facts.precision_shares.get("int8"):
+            raise EngineError("INT8 weights cannot be exchanged in a built engine", "run 'gmf-edge deploy' with the new bundle")
         for lane in self._lanes:
             lane.forget_graphs()
         refit(self._engine, TensorRTVersion.here(), graph, self._log)

@@ -3,7 +3,7 @@
 The engine file itself is TensorRT's raw bytes, so that trtexec and Triton load it as it is. TensorRT checks a foreign engine only
 after it has begun to read it, and says little; here the sidecar is read first and the answer names what differs and what to do.
 
-{"schema": 1, "engine": {"file", "bytes", "sha256"}, "device": {...}, "tensorrt", "target", "form", "graph": {"file", "sha256"},
+{"schema": 1, "engine": {"file", "bytes", "sha256"}, "device": {...}, "tensorrt", "library", "target", "form", "graph": {"file", "sha256"},
  "precision", "profile": [min, opt, max], "image_size": [H, W], "options": {...}, "compatibility": {...}, "plugins": [...],
  "precision_shares": {...}, "precision_proof": {...}, "layers": [...], "notes": [...], "built_at"}
 """
@@ -52,6 +52,7 @@ class Sidecar:
     engine_sha256: str
     device: dict[str, Any]
     tensorrt: str
+    library: str
     target: str
     form: str
     graph_file: str
@@ -127,8 +128,24 @@ class Sidecar:
         built = f"{engine.name} was built on {self.device['name']} ({architecture_of(self.device)}) with TensorRT {self.tensorrt}"
         if not self._version_fits(version):
             raise StaleArtifact(f"{built}; this machine has TensorRT {version.text}", REBUILD)
+        library = version.library
+        if not self.version_compatible and self.library and library and self.library != library:
+            raise StaleArtifact(f"{built} (libnvinfer {self.library}); this machine has libnvinfer {library}", REBUILD)
         if not self._device_fits(device):
             raise StaleArtifact(f"{built}; this machine has {device.name} ({device.architecture})", REBUILD)
+
+    def device_notes(self, device: Device) -> tuple[str, ...]:
+        """What to know of an engine that may be opened here and was built on another module of the same name.
+
+        CUDA calls AGX Orin, Orin NX and Orin Nano all "Orin", and a power mode may switch multiprocessors off.
+        """
+        built = int(self.device["multiprocessors"])
+        if built == device.multiprocessors:
+            return ()
+        return (
+            f"built for {built} multiprocessors, opened on {device.multiprocessors}: it runs, but its kernels were chosen for the other; "
+            "'gmf-edge deploy' here makes it as fast as it can be",
+        )
 
     def _version_fits(self, version: TensorRTVersion) -> bool:
         if self.tensorrt == version.text:
@@ -150,8 +167,12 @@ class Sidecar:
             return built >= (8, 0) and here >= (8, 0)
         if self.hardware_compatibility == "same":
             return built == here
-        # TensorRT tunes for a GPU model and refuses none of its own architecture, but tactics and memory limits are the model's
-        return built == here and self.device["name"] == device.name
+        # TensorRT tunes for a GPU model and refuses none of its own architecture, but tactics and memory limits are the model's:
+        # of two modules of one name, the one with fewer multiprocessors and less memory may not hold the engine at all
+        smaller = device.multiprocessors < int(self.device["multiprocessors"]) and device.memory_mib < int(
+            self.device["memory_mib"]
+        )
+        return built == here and self.device["name"] == device.name and not smaller
 
 
 def _capability(text: str) -> tuple[int, int]:

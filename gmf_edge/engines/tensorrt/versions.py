@@ -16,8 +16,10 @@ the release notes and migration guides for what a version accepts beyond its nam
 
 from __future__ import annotations
 
+import ctypes
 import re
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from gmf_edge.errors import EnvironmentProblem
 from gmf_edge.spec import TARGETS, Target
@@ -114,6 +116,14 @@ class TensorRTVersion:
             raise EnvironmentProblem(f"TensorRT cannot be imported: {error}", INSTALL_REMEDY) from error
         return cls.of(str(trt.__version__))
 
+    @property
+    def library(self) -> str:
+        """The version of the libnvinfer that this process has loaded, such as "8.6.0", or "" where it cannot be asked.
+
+        Bindings and library are installed apart from each other on Debian and Jetson, and an engine is tied to the library.
+        """
+        return loaded_library_version(self.numbers[0])
+
     @classmethod
     def guards(cls) -> tuple[str, ...]:
         """Names of the fields that guard an API."""
@@ -141,3 +151,19 @@ class TensorRTVersion:
     def supports_dla(self) -> bool:
         """NVIDIA's documentation of 11.3 and 11.4: the last release with DLA was 10.7, and 11.4 has it again on Jetson AGX Orin."""
         return self.numbers <= (10, 7) or self.numbers >= (11, 4)
+
+
+def loaded_library_version(major: int, maps: Path = Path("/proc/self/maps")) -> str:
+    """The version of the loaded libnvinfer.so.<major>, by its own getInferLibVersion; "" where it is not loaded."""
+    try:
+        found = re.search(rf"(/\S*libnvinfer\.so\.{major}\S*)", maps.read_text())
+        number = int(ctypes.CDLL(found[1]).getInferLibVersion()) if found else 0
+    except (OSError, AttributeError):
+        return ""
+    return version_of_number(number) if number else ""
+
+
+def version_of_number(number: int) -> str:
+    """TensorRT's release of a number: major * 1000 + minor * 100 + patch up to 9, major * 10000 + minor * 100 + patch from 10 on."""
+    scale = 10000 if number >= 100000 else 1000
+    return f"{number // scale}.{number % scale // 100}.{number % 100}"

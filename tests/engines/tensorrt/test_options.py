@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 
+from gmf_edge.engines.tensorrt.cuda import Device
 from gmf_edge.engines.tensorrt.options import TensorRTOptions, options_from_trtexec
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import EnvironmentProblem, SpecError
 from gmf_edge.spec import BatchProfile, Precision
+
+A100 = Device("NVIDIA A100-SXM4-80GB", "8.0", 108, 81050, False, "12.6", "12.6", "550.54.15", "")
+ORIN = Device("Orin", "8.7", 16, 30697, True, "12.6", "12.6", "540.4.0", "MAXN")
 
 
 @pytest.mark.parametrize(
@@ -48,6 +52,7 @@ def test_none_stands_for_the_default_and_paths_and_lists_are_taken() -> None:
     ("version", "values", "message"),
     [
         ("8.6.1", {"strip": True}, "no stripped engines"),
+        ("8.6.1", {"refit": True}, "cannot exchange weights"),
         ("10.3.0", {"hardware_compatibility": "same"}, "10.9 or newer"),
         ("10.3.0", {"tiling": "fast"}, "10.9 or newer"),
         ("11.4.0", {"tactic_sources": ("+cudnn",)}, "takes no kernels from"),
@@ -55,11 +60,19 @@ def test_none_stands_for_the_default_and_paths_and_lists_are_taken() -> None:
 )
 def test_what_a_version_lacks_is_refused(version: str, values: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        TensorRTOptions.of(values).check(TensorRTVersion.of(version), BatchProfile())
+        TensorRTOptions.of(values).check(TensorRTVersion.of(version), BatchProfile(), A100)
 
 
 def test_taking_away_what_a_version_lacks_is_fine() -> None:
-    TensorRTOptions(tactic_sources=("-cudnn",)).check(TensorRTVersion.of("11.4.0"), BatchProfile())
+    TensorRTOptions(tactic_sources=("-cudnn",)).check(TensorRTVersion.of("11.4.0"), BatchProfile(), A100)
+
+
+@pytest.mark.parametrize("level", ["ampere+", "same"])
+def test_hardware_compatibility_is_refused_on_a_jetson(level: str) -> None:
+    options = TensorRTOptions(hardware_compatibility=level)
+    options.check(TensorRTVersion.of("10.13.0"), BatchProfile(), A100)
+    with pytest.raises(SpecError, match="no hardware compatibility on a Jetson"):
+        options.check(TensorRTVersion.of("10.13.0"), BatchProfile(), ORIN)
 
 
 def test_trtexec_spellings() -> None:

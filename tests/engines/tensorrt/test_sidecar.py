@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from gmf_edge.artifact import write_atomically
-from gmf_edge.engines.tensorrt.cuda import Device, cuda_version_text, driver_version
+from gmf_edge.engines.tensorrt.cuda import Device, available_memory_mib, cuda_version_text, driver_version
 from gmf_edge.engines.tensorrt.sidecar import Sidecar, graph_sha256
-from gmf_edge.engines.tensorrt.versions import TensorRTVersion
+from gmf_edge.engines.tensorrt.versions import TensorRTVersion, version_of_number
 from gmf_edge.errors import EngineError, EnvironmentProblem, StaleArtifact
 
 ORIN = Device("Orin", "8.7", 16, 7620, True, "12.6", "12.6", "540.4.0", "MAXN")
@@ -33,6 +33,7 @@ def engine(folder: Path, device: Device, version: str = "10.3.0", **changes: Any
         engine_sha256=hashlib.sha256(b"ftrt plan").hexdigest(),
         device=asdict(device),
         tensorrt=version,
+        library=changes.pop("library", ""),
         target="tensorrt-10.3",
         form="portable",
         graph_file="portable.onnx",
@@ -103,6 +104,49 @@ def test_other_versions(tmp_path: Path, built: str, here: str, compatible: bool,
     else:
         with pytest.raises(StaleArtifact, match=f"TensorRT {built}; this machine has TensorRT {here}"):
             sidecar.check(path, ORIN, TensorRTVersion.of(here))
+
+
+AGX = replace(ORIN, memory_mib=30697)
+NX = replace(ORIN, multiprocessors=8, memory_mib=15389)
+
+
+def test_modules_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """CUDA calls every Orin module "Orin"."""
+    path, sidecar = engine(tmp_path, NX)
+    sidecar.check(path, AGX, TensorRTVersion.of("10.3.0"))
+    assert "built for 8 multiprocessors, opened on 16" in sidecar.device_notes(AGX)[0]
+    assert sidecar.device_notes(replace(NX, power_mode="10W")) == ()
+    path, sidecar = engine(tmp_path, AGX)
+    # a power mode that switches multiprocessors off
+    sidecar.check(path, replace(AGX, multiprocessors=8), TensorRTVersion.of("10.3.0"))
+    with pytest.raises(StaleArtifact):
+        sidecar.check(path, NX, TensorRTVersion.of("10.3.0"))
+
+
+def test_the_library_counts_and_not_its_bindings_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, sidecar = engine(tmp_path, ORIN, library="8.6.0", version="8.6.1")
+    here = TensorRTVersion.of("8.6.1")
+    monkeypatch.setattr(TensorRTVersion, "library", property(lambda self: "8.6.1"))
+    with pytest.raises(StaleArtifact, match=r"libnvinfer 8\.6\.0.*this machine has libnvinfer 8\.6\.1"):
+        sidecar.check(path, ORIN, here)
+    monkeypatch.setattr(TensorRTVersion, "library", property(lambda self: ""))
+    sidecar.check(path, ORIN, here)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(8600, "8.6.0"), (8601, "8.6.1"), (100300, "10.3.0"), (101303, "10.13.3"), (110400, "11.4.0")]
+)
+def test_release_numbers(number: int, text: str) -> None:
+    assert version_of_number(number) == text
+
+
+def test_a_jetsons_page_cache_counts_as_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gmf_edge.engines.tensorrt.cuda.free_memory_mib", lambda: 700)
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       31434012 kB\nMemFree:          716800 kB\nMemAvailable:   20480000 kB\n")
+    assert available_memory_mib(ORIN, meminfo) == 20000
+    assert available_memory_mib(A100, meminfo) == 700
+    assert available_memory_mib(ORIN, tmp_path / "gone") == 700
 
 
 def test_a_damaged_engine_is_refused(tmp_path: Path) -> None:
