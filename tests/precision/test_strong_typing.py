@@ -31,7 +31,9 @@ from gmf_edge.precision.recipe import Recipe
 from gmf_edge.rewrite.bodies import drop_bodies, inline_bodies
 from gmf_edge.rewrite.opset import for_target
 from gmf_edge.spec import GATES, TARGETS, Precision
-from gmf_edge.verify.parity import judge, measure, prove_batches
+from gmf_edge.verify.batches import prove_batches
+from gmf_edge.verify.judge import judge
+from gmf_edge.verify.parity import measure
 
 STAGES = "groupmixformer_backbone"
 BLOCKS = {0: 1, 1: 1, 2: 2, 3: 1}
