@@ -13,7 +13,8 @@ Values are PyTorch tensors of the graph's own types; operands of two floating-po
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ class StronglyTyped:
         (source,), (target,) = self.graph.inputs, self.graph.outputs
         assert source.dtype is not None
         values: dict[str, Tensor] = {**self.constants, str(source.name): torch.from_numpy(images).to(TYPES[source.dtype])}
-        with torch.inference_mode():
+        with torch.inference_mode(), _one_thread():
             for node in self.graph:
                 inputs = [None if value is None else values[str(value.name)] for value in node.inputs]
                 results = self._run(node, inputs)
@@ -73,8 +74,10 @@ class StronglyTyped:
         floating = {value.dtype for value in given if value.is_floating_point()}
         assert len(floating) == 1, f"{node.name} ({node.op_type}) has operands of the types {floating}"
         (dtype,) = floating
+        if node.op_type == "Split":
+            return _parts(given, attributes.get("axis", 0), len(node.outputs))
         if node.op_type in MOVES:
-            return MOVES[node.op_type](given, attributes)
+            return (MOVES[node.op_type](given, attributes),)
         # exact arithmetic in the wide type, rounded where an operator ends: for + - * / sqrt that is IEEE's result in the narrow one
         wide = [value.float() if value.is_floating_point() else value for value in given]
 
@@ -93,6 +96,17 @@ class StronglyTyped:
         if node.op_type == "Conv":
             return (_convolution(wide, attributes, rounded, block).to(dtype),)
         return (ELEMENTWISE[node.op_type](*wide, **_axis_of(attributes)).to(dtype),)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Some hundred small operators: threads would wait for each other longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _layer_normalization(rounded: Callable[[Tensor], Tensor], x: Tensor, gain: Tensor, bias: Tensor, epsilon: float) -> Tensor:
@@ -157,20 +171,16 @@ def _reshaped(x: Tensor, sizes: Tensor) -> Tensor:
     return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(wanted)])
 
 
-def _split(inputs: list[Tensor], attributes: dict[str, Any]) -> tuple[Tensor, ...]:
-    x, axis = inputs[0], attributes.get("axis", 0)
-    if len(inputs) == 2:
-        return torch.split(x, inputs[1].tolist(), axis)
-    return torch.chunk(x, attributes["num_outputs"], axis)
+def _parts(inputs: list[Tensor], axis: int, count: int) -> tuple[Tensor, ...]:
+    return torch.split(inputs[0], inputs[1].tolist(), axis) if len(inputs) == 2 else torch.chunk(inputs[0], count, axis)
 
 
 # operators that move values and compute none
-MOVES: dict[str, Callable[[list[Tensor], dict[str, Any]], tuple[Tensor, ...]]] = {
-    "Concat": lambda inputs, attributes: (torch.cat(inputs, attributes["axis"]),),
-    "Flatten": lambda inputs, attributes: (inputs[0].flatten(attributes.get("axis", 1)),),
-    "Reshape": lambda inputs, attributes: (_reshaped(inputs[0], inputs[1]),),
-    "Split": _split,
-    "Transpose": lambda inputs, attributes: (inputs[0].permute(*attributes["perm"]),),
+MOVES: dict[str, Callable[[list[Tensor], dict[str, Any]], Tensor]] = {
+    "Concat": lambda inputs, attributes: torch.cat(inputs, attributes["axis"]),
+    "Flatten": lambda inputs, attributes: inputs[0].flatten(attributes.get("axis", 1)),
+    "Reshape": lambda inputs, attributes: _reshaped(inputs[0], inputs[1]),
+    "Transpose": lambda inputs, attributes: inputs[0].permute(*attributes["perm"]),
 }
 ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
     "Add": torch.add,
