@@ -11,6 +11,8 @@ import base64
 import struct
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from gmf_edge.errors import KernelError
 from gmf_edge.kernels.compile import KERNELS, TYPES, KernelTable
 from gmf_edge.kernels.pack import packed_arrays
@@ -28,7 +30,9 @@ ATTRIBUTE = "kernels"
 PLUGIN_VERSION, PLUGIN_NAMESPACE = "1", ""
 
 
-def kernel_archive(table: KernelTable, segment_dim: int, dtype: str = "fp16", archs: tuple[str, ...] | None = None) -> bytes:
+def kernel_archive(
+    table: KernelTable, segment_dim: int, dtype: str = "fp16", archs: tuple[str, ...] | None = None, packed: bool = False
+) -> bytes:
     """The images for one width.
 
     Args:
@@ -36,15 +40,14 @@ def kernel_archive(table: KernelTable, segment_dim: int, dtype: str = "fp16", ar
         segment_dim: S.
         dtype: of compile.TYPES.
         archs: which architectures; None for all that the table holds.
+        packed: for a node whose weights are packed already, which launches no kernel for that.
 
     Raises:
         KernelError: an image is missing or is not the one that was compiled.
     """
     archs = archs or tuple(dict.fromkeys(image.arch for image in table.images))
-    images = [table.image_of(kernel, arch, segment_dim, dtype) for arch in archs for kernel in KERNELS]
+    images = [table.image_of(kernel, arch, segment_dim, dtype) for arch in archs for kernel in (KERNELS[1:] if packed else KERNELS)]
     cubins = [table.read_cubin(image) for image in images]
-    if any(image.form != "library" for image in images):
-        raise KernelError(f"{table.folder} holds kernels for Python plugins", "compile them with form='library'")
     records, offset = [], HEADER.size + RECORD.size * len(images)
     for image, cubin in zip(images, cubins, strict=True):
         if len(image.entry) >= 64:
@@ -73,44 +76,53 @@ def kernel_archive(table: KernelTable, segment_dim: int, dtype: str = "fp16", ar
 
 
 def attach_kernels(
-    model: onnx.ModelProto, table: KernelTable, dtype: str = "fp16", archs: tuple[str, ...] | None = None, pack: bool = True
+    model: onnx.ModelProto,
+    table: KernelTable,
+    archs: tuple[str, ...] | None = None,
+    pack: bool = True,
+    builder_type: str | None = None,
 ) -> onnx.ModelProto:
     """A copy of plugin.onnx whose fused nodes carry their kernels and the names that TensorRT's parser wants.
 
     Args:
         model: with nodes OP_TYPE and without their function bodies.
-        table, dtype, archs: see kernel_archive.
+        table, archs: see kernel_archive. Each node gets the kernels of its own type: those that stay in FP32 get FP32 ones.
         pack: replace the 19 weights of a node by the two tensors that the kernels read, which saves a launch; False keeps the
             weights as they are, for engines whose weights are refitted.
+        builder_type: the kernels' type where the builder converts between types (TensorRT 8.6, INT8: its graph is FP32 and the builder
+            makes the rest FP16); None where tensors have the type that the graph says.
 
     Raises:
-        KernelError: there is no such node, no kernel for its width, or weights to be packed that are not initializers.
+        KernelError: there is no such node, no kernel for its width and type, or weights that are not initializers.
     """
     import onnx
     from onnx import helper
 
     attached = onnx.ModelProto()
     attached.CopyFrom(model)
-    encoded: dict[int, str] = {}
+    encoded: dict[tuple[int, str, bool], str] = {}
     nodes = [node for node in attached.graph.node if node.op_type == OP_TYPE]
     if not nodes:
         raise KernelError(f"the graph has no {OP_TYPE} node", "give the fused graph without its function bodies (plugin.onnx)")
     for node in nodes:
         given = {attribute.name: attribute for attribute in node.attribute}
         width = given["segment_dim"].i
-        if width not in encoded:
-            encoded[width] = base64.b64encode(kernel_archive(table, width, dtype, archs)).decode()
+        dtype = builder_type or node_type(attached, node)
         if pack and len(node.input) == len(INPUT_NAMES):
-            packed = pack_node(attached, node)
+            names = pack_node(attached, node, dtype)
             del node.input[1:]
-            node.input.extend(packed)
+            node.input.extend(names)
         elif len(node.input) == len(INPUT_NAMES):
             _in_one_type(attached, node)
+        packed = len(node.input) != len(INPUT_NAMES)
+        key = (width, dtype, packed)
+        if key not in encoded:
+            encoded[key] = base64.b64encode(kernel_archive(table, width, dtype, archs, packed)).decode()
         values: dict[str, str | int] = {
             "plugin_version": PLUGIN_VERSION,
             "plugin_namespace": PLUGIN_NAMESPACE,
-            "packed": int(len(node.input) != len(INPUT_NAMES)),
-            ATTRIBUTE: encoded[width],
+            "packed": int(packed),
+            ATTRIBUTE: encoded[key],
         }
         for name, value in values.items():
             if name in given:
@@ -120,8 +132,41 @@ def attach_kernels(
     return attached
 
 
-def pack_node(model: onnx.ModelProto, node: onnx.NodeProto) -> tuple[str, str]:
-    """Adds `vectors` and `matrices` of a fused node to the graph's initializers; returns their names.
+def node_type(model: onnx.ModelProto, node: onnx.NodeProto) -> str:
+    """The type, of compile.TYPES, in which a fused node computes: that of its matrices, which is qkv's as well.
+
+    Raises:
+        KernelError: its weights are not initializers, or of another type.
+    """
+    from onnx import TensorProto
+
+    # pointwise_1, or the packed matrices
+    name = node.input[INPUT_NAMES.index("pointwise_1") if len(node.input) == len(INPUT_NAMES) else 2]
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    known = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16", TensorProto.FLOAT: "fp32"}
+    if types.get(name) not in known:
+        raise KernelError(
+            f"{node.name}: the weight {name} is not an initializer of a type that kernels have", "give gmf-edge's plugin.onnx"
+        )
+    return known[types[name]]
+
+
+def widths_by_type(model: onnx.ModelProto) -> dict[str, set[int]]:
+    """Which S the fused nodes of a graph have, by the type in which they compute.
+
+    Raises:
+        KernelError: see node_type.
+    """
+    widths: dict[str, set[int]] = {}
+    for node in model.graph.node:
+        if node.op_type == OP_TYPE:
+            [width] = [attribute.i for attribute in node.attribute if attribute.name == "segment_dim"]
+            widths.setdefault(node_type(model, node), set()).add(width)
+    return widths
+
+
+def pack_node(model: onnx.ModelProto, node: onnx.NodeProto, dtype: str) -> tuple[str, str]:
+    """Adds `vectors` (FP32) and `matrices` (of the kernels' type) of a fused node to the graph's initializers; returns their names.
 
     Raises:
         KernelError: a weight is not an initializer.
@@ -134,7 +179,10 @@ def pack_node(model: onnx.ModelProto, node: onnx.NodeProto) -> tuple[str, str]:
         raise KernelError(f"{node.name}: the weight {missing[0]} is not an initializer", "give the plugin.onnx that gmf-edge wrote")
     arrays = {name: numpy_helper.to_array(constants[given]) for name, given in zip(INPUT_NAMES[1:], node.input[1:], strict=True)}
     names = (f"{node.output[0]}/vectors", f"{node.output[0]}/matrices")
-    for name, array in zip(names, packed_arrays(arrays), strict=True):
+    vectors, matrices = packed_arrays(arrays)
+    if dtype == "fp16":
+        matrices = matrices.astype(np.float16)
+    for name, array in zip(names, (vectors, matrices), strict=True):
         model.graph.initializer.append(numpy_helper.from_array(array, name))
     return names
 

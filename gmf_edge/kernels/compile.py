@@ -30,15 +30,11 @@ ARCHITECTURES = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_110"
 # in launch order
 KERNELS = ("pack_weights", "aggregate", "attend")
 TYPES = ("fp16", "bf16", "fp32")
-# library: x_agg0 straight into the output, cubins for plugins/; node: by way of its own tensor, PTX for TensorRT's Python plugins
-FORMS = ("library", "node")
-# the oldest PTX that has what these kernels use, so that older drivers load it; Blackwell's targets need their own
-NODE_PTX_VERSION = 80
 TABLE_FILE = "kernels.json"
-SCHEMA = 1
+SCHEMA = 2
 # Triton appends two pointers (global and profile scratch) that these kernels never read: pass null
 HIDDEN_ARGUMENTS = ("global_scratch", "profile_scratch")
-# beyond this a launch has to opt in, and Python ahead-of-time plugins cannot
+# beyond this a launch has to opt in
 STATIC_SHARED_BYTES = 48 * 1024
 
 
@@ -51,9 +47,8 @@ class KernelImage:
         arch: of ARCHITECTURES; the cubin runs there only.
         segment_dim: S.
         dtype: of TYPES, the type of qkv, weights and output.
-        form: of FORMS.
         entry: name of the function in the cubin.
-        arguments: names in launch order, that is the source's, then HIDDEN_ARGUMENTS (in the form "library").
+        arguments: names in launch order, that is the source's, then HIDDEN_ARGUMENTS.
         tile_tokens, warps: T and warps of 32 threads of a block.
         scale, epsilon: what is compiled in; 0 where the kernel reads none.
         registers, spill_bytes, stack_bytes, shared_bytes: by ptxas -v and Triton, per thread and per block.
@@ -65,7 +60,6 @@ class KernelImage:
     arch: str
     segment_dim: int
     dtype: str
-    form: str
     entry: str
     arguments: tuple[str, ...]
     tile_tokens: int
@@ -150,7 +144,6 @@ def compile_kernels(
     out: Path,
     *,
     dtype: str = "fp16",
-    form: str = "library",
     epsilon: float = LAYER_NORM_EPSILON,
 ) -> KernelTable:
     """Compiles what a model needs: its widths, for each architecture.
@@ -160,14 +153,13 @@ def compile_kernels(
         archs: of ARCHITECTURES.
         out: folder for kernels.json and the images; made where missing.
         dtype: of TYPES.
-        form: of FORMS.
         epsilon: of the LayerNorm, compiled in.
 
     Raises:
         KernelError: an unknown architecture or type, or ptxas or Triton refused.
         EnvironmentProblem: Triton is not installed.
     """
-    return compile_widths(sorted(set(spec.segment_dims)), archs, out, dtype=dtype, form=form, epsilon=epsilon)
+    return compile_widths(sorted(set(spec.segment_dims)), archs, out, dtype=dtype, epsilon=epsilon)
 
 
 def compile_widths(
@@ -176,7 +168,6 @@ def compile_widths(
     out: Path,
     *,
     dtype: str = "fp16",
-    form: str = "library",
     epsilon: float = LAYER_NORM_EPSILON,
 ) -> KernelTable:
     """compile_kernels for given S instead of a model."""
@@ -186,8 +177,6 @@ def compile_widths(
         raise KernelError(f"unknown GPU architecture {', '.join(unknown) or '(none)'}", f"use {', '.join(ARCHITECTURES)}")
     if dtype not in TYPES:
         raise KernelError(f"unknown kernel type {dtype!r}", f"use {', '.join(TYPES)}")
-    if form not in FORMS:
-        raise KernelError(f"unknown kernel form {form!r}", f"use {', '.join(FORMS)}")
     for segment_dim in segment_dims:
         tile_of(segment_dim)  # refuses nonsense before a process is started
     out.mkdir(parents=True, exist_ok=True)
@@ -197,7 +186,6 @@ def compile_widths(
         "segment_dims": list(segment_dims),
         "archs": archs,
         "dtype": dtype,
-        "form": form,
         "epsilon": epsilon,
         "out": str(out.resolve()),
     }
@@ -227,19 +215,17 @@ def _compile_job(job: dict[str, Any]) -> None:
     out = Path(job["out"])
     _prefer_newer_ptxas()
     images = [
-        _compile_one(kernel, arch, segment_dim, job["dtype"], job["form"], job["epsilon"], out)
+        _compile_one(kernel, arch, segment_dim, job["dtype"], job["epsilon"], out)
         for arch in job["archs"]
         for segment_dim in job["segment_dims"]
         for kernel in KERNELS
-        # a graph for Python plugins holds packed weights already
-        if (kernel, job["form"]) != ("pack_weights", "node")
     ]
     versions = {arch: _ptxas_version(_ptxas_of(arch)) for arch in job["archs"]}
     table = {"schema": SCHEMA, "triton": triton.__version__, "ptxas": versions, "kernels": [asdict(image) for image in images]}
     (out / TABLE_FILE).write_text(json.dumps(table, indent=1) + "\n")
 
 
-def _compile_one(kernel: str, arch: str, segment_dim: int, dtype: str, form: str, epsilon: float, out: Path) -> KernelImage:
+def _compile_one(kernel: str, arch: str, segment_dim: int, dtype: str, epsilon: float, out: Path) -> KernelImage:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -250,7 +236,7 @@ def _compile_one(kernel: str, arch: str, segment_dim: int, dtype: str, form: str
     names = tuple(function.arg_names)
     tile = tile_of(segment_dim)
     scale = float(node_attributes(1, 1, 5 * segment_dim)["scale"])
-    constants = constants_of(names, segment_dim, form, scale, epsilon)
+    constants = constants_of(names, segment_dim, scale, epsilon)
     signature = {name: "constexpr" if name in constants else argument_type(name, dtype) for name in names}
     pointers = [index for index, name in enumerate(names) if signature[name].startswith("*")]
     source = ASTSource(
@@ -262,8 +248,6 @@ def _compile_one(kernel: str, arch: str, segment_dim: int, dtype: str, form: str
     )
     number = int(arch.removeprefix("sm_"))
     options: dict[str, int] = {"num_warps": tile.warps, "num_stages": tile.stages}
-    if form == "node" and number <= 90:
-        options["ptx_version"] = NODE_PTX_VERSION
     compiled = triton.compile(source, target=GPUTarget("cuda", number, 32), options=options)
 
     arguments = (*(name for name in names if name not in constants), *HIDDEN_ARGUMENTS)
@@ -276,10 +260,7 @@ def _compile_one(kernel: str, arch: str, segment_dim: int, dtype: str, form: str
     if compiled.metadata.global_scratch_size or compiled.metadata.profile_scratch_size:
         raise KernelError(f"{kernel} wants scratch memory of Triton's", "use the Triton version of constraints.txt")
 
-    if form == "node":
-        arguments = arguments[: -len(HIDDEN_ARGUMENTS)]
-        ptx = without_hidden_parameters(ptx)
-    stem = f"{kernel}-{arch}-s{segment_dim}-{dtype}" + ("-node" if form == "node" else "")
+    stem = f"{kernel}-{arch}-s{segment_dim}-{dtype}"
     (out / f"{stem}.ptx").write_text(ptx)
     usage = _assemble(out / f"{stem}.ptx", out / f"{stem}.cubin", arch, ptx)
     return KernelImage(
@@ -287,7 +268,6 @@ def _compile_one(kernel: str, arch: str, segment_dim: int, dtype: str, form: str
         arch=arch,
         segment_dim=segment_dim,
         dtype=dtype,
-        form=form,
         entry=compiled.metadata.name,
         arguments=arguments,
         tile_tokens=tile.tokens,
@@ -302,7 +282,7 @@ def _compile_one(kernel: str, arch: str, segment_dim: int, dtype: str, form: str
     )
 
 
-def constants_of(names: Sequence[str], segment_dim: int, form: str, scale: float, epsilon: float) -> dict[str, int | float]:
+def constants_of(names: Sequence[str], segment_dim: int, scale: float, epsilon: float) -> dict[str, int | float]:
     """The compile-time arguments of a kernel with arguments `names`."""
     from gmf_edge.kernels.layout import padded_dim
 
@@ -310,7 +290,6 @@ def constants_of(names: Sequence[str], segment_dim: int, form: str, scale: float
     known: dict[str, int | float] = {
         "EPSILON": epsilon,
         "SCALE": scale,
-        "LOCAL_STRIDE": 5 * segment_dim if form == "library" else segment_dim,
         "S": segment_dim,
         "P": padded_dim(segment_dim),
         "T": tile.tokens,
@@ -326,24 +305,6 @@ def argument_type(name: str, dtype: str) -> str:
     if name in INPUT_NAMES or name in ("matrices", "scratch", "local", "output"):
         return f"*{dtype}"
     return "i32"
-
-
-def without_hidden_parameters(ptx: str) -> str:
-    """PTX whose entry lacks Triton's two scratch pointers: TensorRT before 10.16.1 does not pass them.
-
-    Raises:
-        KernelError: the kernel reads one.
-    """
-    found = re.search(r"\.entry\s+\w+\s*\((.*?)\)", ptx, re.DOTALL)
-    parameters = [part.strip() for part in found.group(1).split(",")] if found else []
-    dropped = parameters[-len(HIDDEN_ARGUMENTS) :]
-    for parameter in dropped:
-        if len(re.findall(rf"\b{re.escape(parameter.split()[-1])}\b", ptx)) != 1:
-            raise KernelError("a kernel reads Triton's scratch pointer", "use the Triton version of constraints.txt")
-    if found is None or len(dropped) != len(HIDDEN_ARGUMENTS):
-        raise KernelError("this PTX has no kernel", "use the Triton version of constraints.txt")
-    kept = ",\n\t".join(parameters[: -len(HIDDEN_ARGUMENTS)])
-    return ptx[: found.start(1)] + "\n\t" + kept + "\n" + ptx[found.end(1) :]
 
 
 def _entry_parameters(ptx: str) -> int:

@@ -10,12 +10,11 @@ aggregate     segments 0..3: v' -> scratch; k' stays in registers: running softm
               Segment 4: x_agg0.
 attend        merges the splits' partials exactly; out = q' @ (context * scale / l) + q' * (CRPE(v') + bias).
 
-x_agg0 goes straight into the output (LOCAL_STRIDE = 5S; `local` points at its channel 4S), or, where two kernels cannot share an
-output (TensorRT's Python plugins), to a tensor [B, N, S] that `attend` copies (LOCAL_STRIDE = S).
+x_agg0 goes straight into the output: `local` points at its channel 4S.
 
 Arithmetic: loads and tensor-core operands in the type of qkv; all sums, softmax statistics and LayerNorm in FP32.
 Shapes: qkv [B, N, 3C], scratch [B, N, 4S], partials [B, splits, 4, S * (2 + d)] FP32, output [B, N, C]; see
-layout.py. Arguments stand as TensorRT's Python plugins want them: inputs, integers, outputs.
+layout.py. Arguments stand in the order inputs, integers, outputs.
 """
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
@@ -304,13 +303,12 @@ def _aggregate_local(
     height,
     width,
     EPSILON: tl.constexpr,
-    LOCAL_STRIDE: tl.constexpr,
     S: tl.constexpr,
     P: tl.constexpr,
     T: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """x_agg0 of tokens first..last - 1 to `local`, LOCAL_STRIDE elements a token; the pointers are those of one image."""
+    """x_agg0 of tokens first..last - 1 to `local`, 5S elements a token; the pointers are those of one image."""
     c = tl.arange(0, P)
     for start in range(first, last, T):
         n = start + tl.arange(0, T)
@@ -326,7 +324,7 @@ def _aggregate_local(
         scaled = centred / deviation[:, None] * tl.load(vectors + NORM * P + c)[None, :]
         x_agg0 = _hard_swish(scaled + tl.load(vectors + (NORM + 1) * P + c)[None, :])
         inside = valid[:, None] & (c < S)[None, :]
-        tl.store(local + n[:, None] * LOCAL_STRIDE + c[None, :], x_agg0.to(local.dtype.element_ty), mask=inside)
+        tl.store(local + n[:, None] * (5 * S) + c[None, :], x_agg0.to(local.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -341,13 +339,12 @@ def aggregate(
     partials,
     local,
     EPSILON: tl.constexpr,
-    LOCAL_STRIDE: tl.constexpr,
     S: tl.constexpr,
     P: tl.constexpr,
     T: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Kernel A: grid (splits, 5, B). x_agg0 goes to `local` [B, N, S] with LOCAL_STRIDE elements from token to token."""
+    """Kernel A: grid (splits, 5, B). x_agg0 goes to `local`, S of the 5S channels of a token of the output."""
     split = tl.program_id(0)
     # the widest windows start first, so that the short jobs fill the end of the launch
     job = tl.program_id(1)
@@ -357,7 +354,7 @@ def aggregate(
     last = tl.minimum(first + tiles_per_split * T, tokens)
     qkv += batch * tokens * (15 * S)
     scratch += batch * tokens * (4 * S)
-    local += batch * tokens * LOCAL_STRIDE
+    local += batch * tokens * (5 * S)
     partial = partials + (batch * tl.num_programs(0) + split) * (4 * S * (2 + S // 2))
     if job == 0:
         _aggregate_segment(
@@ -368,7 +365,7 @@ def aggregate(
             qkv, vectors, matrices, scratch, partial + 2 * S * (2 + S // 2), first, last, height, width, 2, S, P, T, CHANNELS
         )
     elif job == 2:
-        _aggregate_local(qkv, vectors, matrices, local, first, last, height, width, EPSILON, LOCAL_STRIDE, S, P, T, CHANNELS)
+        _aggregate_local(qkv, vectors, matrices, local, first, last, height, width, EPSILON, S, P, T, CHANNELS)
     elif job == 3:
         _aggregate_segment(
             qkv, vectors, matrices, scratch, partial + S * (2 + S // 2), first, last, height, width, 1, S, P, T, CHANNELS
@@ -435,16 +432,6 @@ def _attend_segment(
 
 
 @triton.jit
-def _copy_local(local, output, tokens, S: tl.constexpr, P: tl.constexpr, T: tl.constexpr):
-    """x_agg0 [N, S] of one image into channels 4S..5S of its output, one tile of tokens."""
-    c = tl.arange(0, P)
-    n = tl.program_id(0) * T + tl.arange(0, T)
-    inside = (n < tokens)[:, None] & (c < S)[None, :]
-    value = tl.load(local + n[:, None] * S + c[None, :], mask=inside, other=0.0)
-    tl.store(output + n[:, None] * (5 * S) + 4 * S + c[None, :], value, mask=inside)
-
-
-@triton.jit
 def attend(
     qkv,
     vectors,
@@ -457,13 +444,12 @@ def attend(
     splits,
     output,
     SCALE: tl.constexpr,
-    LOCAL_STRIDE: tl.constexpr,
     S: tl.constexpr,
     P: tl.constexpr,
     T: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Kernel B: grid (tiles of T tokens, 4, B), or 5 jobs where x_agg0 is not in the output yet (LOCAL_STRIDE is S)."""
+    """Kernel B: grid (tiles of T tokens, 4, B). `local` orders this launch behind the one that wrote x_agg0, and is not read."""
     job = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
     tokens = height * width
@@ -479,5 +465,3 @@ def attend(
         _attend_segment(qkv, vectors, matrices, scratch, partials, output, splits, height, width, 1, SCALE, S, P, T, CHANNELS)
     elif job == 3:
         _attend_segment(qkv, vectors, matrices, scratch, partials, output, splits, height, width, 0, SCALE, S, P, T, CHANNELS)
-    elif LOCAL_STRIDE == S:
-        _copy_local(local + batch * tokens * S, output, tokens, S, P, T)

@@ -24,7 +24,7 @@ def packed_weights(inputs: Mapping[str, Any], geometry: Geometry, fill: float | 
     from gmf_edge.kernels import group_mix_attention as kernels
 
     qkv = inputs["qkv"]
-    vectors = qkv.new_empty(geometry.vectors_shape).float()
+    vectors = _float_empty(qkv, geometry.vectors_shape)
     matrices = qkv.new_empty(geometry.matrices_shape)
     if fill is not None:
         vectors.fill_(fill)
@@ -43,7 +43,6 @@ def group_mix_attention(
     multiprocessors: int | None = None,
     tile_tokens: int | None = None,
     packed: tuple[Any, Any] | None = None,
-    separate_local: bool = False,
     fill: float | None = None,
 ) -> Any:
     """The operator by its kernels.
@@ -55,7 +54,6 @@ def group_mix_attention(
         multiprocessors: decides how far the tokens are split; None asks the device (1 on a CPU).
         tile_tokens: tokens per tile, a power of two of at least 16; None for the compiled kernels' choice.
         packed: what `packed_weights` gave for these weights, to leave that launch out.
-        separate_local: x_agg0 by way of a tensor of its own, as in TensorRT's Python plugins.
         fill: a value put into all memory that the kernels are to write, such as NaN in a test; None leaves it as it comes.
 
     Returns:
@@ -80,34 +78,30 @@ def group_mix_attention(
 
     vectors, matrices = packed or packed_weights(inputs, geometry, fill)
     scratch = qkv.new_empty(geometry.scratch_shape)
-    partials = qkv.new_empty(geometry.partials_shape).float()
+    partials = _float_empty(qkv, geometry.partials_shape)
     output = qkv.new_empty((batch, tokens, channels))
     if fill is not None:
         for memory in (scratch, partials, output):
             memory.fill_(fill)
-    attended = 4 * geometry.segment_dim
-    if separate_local:
-        local = qkv.new_empty((batch, tokens, geometry.segment_dim))
-        local_stride = geometry.segment_dim
-    else:
-        local = output[:, :, attended:]
-        local_stride = channels
-    tiles, jobs, images = geometry.attend_grid
+    local = output[:, :, 4 * geometry.segment_dim :]
     kernels.aggregate[geometry.aggregate_grid](
         *(qkv, vectors, matrices, height, width, geometry.tiles_per_split, scratch, partials, local),
         EPSILON=epsilon,
-        LOCAL_STRIDE=local_stride,
         **constants,
         **options,
     )
-    kernels.attend[(tiles, jobs + separate_local, images)](
+    kernels.attend[geometry.attend_grid](
         *(qkv, vectors, matrices, scratch, partials, local, height, width, geometry.splits, output),
         SCALE=node_attributes(height, width, channels)["scale"],
-        LOCAL_STRIDE=local_stride,
         **constants,
         **options,
     )
     return output
+
+
+def _float_empty(like: Any, shape: tuple[int, ...]) -> Any:
+    """Uninitialised FP32 memory on the same device, without a kernel that casts it: converting no elements launches nothing."""
+    return like.new_empty(0).float().new_empty(shape)
 
 
 def _check_inputs(inputs: Mapping[str, Any], channels: int, batch: int, tokens: int) -> None:

@@ -84,8 +84,13 @@ void LaunchCore::load() {
         return;
     }
     Device const device = currentDevice();
+    // a node whose weights are packed already carries no kernel for that
+    std::optional<LoadedKernel> pack;
+    if (!packed()) {
+        pack = loadOne("pack_weights", device.arch);
+    }
     mLoaded = std::make_shared<Loaded const>(
-        Loaded{device, loadOne("pack_weights", device.arch), loadOne("aggregate", device.arch), loadOne("attend", device.arch)});
+        Loaded{device, std::move(pack), loadOne("aggregate", device.arch), loadOne("attend", device.arch)});
 }
 
 void LaunchCore::enqueue(int64_t batch, void const* const* inputs, void* output, void* workspace, CUstream stream) const {
@@ -123,7 +128,7 @@ void LaunchCore::enqueue(int64_t batch, void const* const* inputs, void* output,
         pack[19] = &vectors;
         pack[20] = &matrices;
         pack[21] = pack[22] = &none;
-        mLoaded->pack.launch(kVectorRows + kMatrixCount, 1, 1, stream, pack.data());
+        mLoaded->pack->launch(kVectorRows + kMatrixCount, 1, 1, stream, pack.data());
     }
 
     std::array<void*, kAggregateArguments> aggregate = {

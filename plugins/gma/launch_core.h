@@ -54,7 +54,7 @@ public:
 private:
     struct Loaded {
         Device device;
-        LoadedKernel pack;
+        std::optional<LoadedKernel> pack; // where the weights are not packed
         LoadedKernel aggregate;
         LoadedKernel attend;
     };

@@ -108,13 +108,6 @@ def test_kernels_match_the_reference(
     assert kernels_are_right(inputs, height, width, tile_tokens=tile, multiprocessors=processors)
 
 
-def test_x_agg0_by_way_of_its_own_tensor_gives_the_same_bits(device: str) -> None:
-    inputs = tensors(40, 2, 45, torch.float16, device)
-    direct = group_mix_attention(inputs, 9, 5, tile_tokens=16, multiprocessors=8, fill=float("nan"))
-    copied = group_mix_attention(inputs, 9, 5, tile_tokens=16, multiprocessors=8, fill=float("nan"), separate_local=True)
-    assert torch.equal(direct, copied)
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize(("channels", "size"), [(80, 56), (160, 28), (320, 14), (320, 7), (480, 7), (40, 13)])
@@ -281,6 +274,6 @@ def test_the_whole_small_network_at_224_gives_the_logits_of_plain_torch(device: 
     images = random_images(1, 224, 224)
     with torch.no_grad():
         truth = model.double()(images.double()).numpy()
-    logits = logits_with_kernels(model.float(), images, torch.float16, device, tile=1024)
+    logits = logits_with_kernels(model.float(), images, torch.float16, device, tile=1024 if device == "cpu" else None)
     assert distance(logits, truth) <= 2e-3
     assert int(logits.argmax()) == int(truth.argmax())

@@ -42,7 +42,6 @@ def fake_table(folder: Path) -> KernelTable:
                     arch=arch,
                     segment_dim=16,
                     dtype="fp16",
-                    form="library",
                     entry=kernel,
                     arguments=arguments + HIDDEN_ARGUMENTS,
                     tile_tokens=64,

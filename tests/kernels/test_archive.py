@@ -1,0 +1,122 @@
+"""What a plugin node carries: its packed weights and the kernels of its own width and type."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("triton")
+torch = pytest.importorskip("torch")
+
+import onnx  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+from gmf_edge.errors import KernelError  # noqa: E402
+from gmf_edge.kernels.archive import MAGIC, RECORD, attach_kernels, kernel_archive, widths_by_type  # noqa: E402
+from gmf_edge.kernels.compile import KERNELS, TYPES, KernelTable, compile_widths  # noqa: E402
+from gmf_edge.kernels.layout import plan  # noqa: E402
+from gmf_edge.kernels.pack import packed_arrays  # noqa: E402
+from gmf_edge.kernels.run import packed_weights  # noqa: E402
+from gmf_edge.ops import group_mix_attention as op  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> KernelTable:
+    return compile_widths((16,), ("sm_87",), tmp_path_factory.mktemp("kernels"))
+
+
+def plugin_model(channels: int, height: int, width: int, dtype: Any = np.float16) -> onnx.ModelProto:
+    """plugin.onnx of a network that is one attention: the node without its body, weights as initializers."""
+    inputs = op.random_inputs(np.random.default_rng(0), channels, 1, height * width)
+    shapes = op.input_shapes(channels, "B", height * width)
+    node = helper.make_node(
+        op.OP_TYPE, list(op.INPUT_NAMES), ["mixed"], name="core", domain=op.DOMAIN, **op.node_attributes(height, width, channels)
+    )
+    graph = helper.make_graph(
+        [node, helper.make_node("Identity", ["mixed"], ["output"])],
+        "plugin",
+        [helper.make_tensor_value_info("qkv", helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shapes["qkv"])],
+        [
+            helper.make_tensor_value_info(
+                "output", helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), ["B", height * width, channels]
+            )
+        ],
+        [numpy_helper.from_array(inputs[name].astype(dtype), name) for name in op.INPUT_NAMES[1:]],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid(op.DOMAIN, 1)])
+
+
+@pytest.mark.parametrize("channels", [40, 200])
+def test_numpy_and_the_kernel_pack_the_same_weights(channels: int, device: str) -> None:
+    inputs = op.random_inputs(np.random.default_rng(0), channels, 1, 9)
+    weights = {name: value.astype(np.float16) for name, value in inputs.items()}
+    tensors = {name: torch.from_numpy(value).to(device) for name, value in weights.items()}
+    vectors, matrices = packed_weights(tensors, plan(1, 9, channels // 5, 16, 1), fill=float("nan"))
+    expected = packed_arrays({name: weights[name] for name in op.INPUT_NAMES[1:]})
+    np.testing.assert_array_equal(vectors.cpu().numpy(), expected[0])
+    np.testing.assert_array_equal(matrices.cpu().numpy(), expected[1])
+
+
+def test_nodes_carry_their_own_kernels(table: KernelTable) -> None:
+    attached = attach_kernels(plugin_model(80, 7, 7), table)
+    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in attached.graph.node[0].attribute}
+    archive = base64.b64decode(given["kernels"])
+    assert archive == kernel_archive(table, 16, packed=True)
+    assert archive.startswith(MAGIC)
+    # what is packed already is not packed on the GPU
+    for index, kernel in enumerate(KERNELS[1:]):
+        record = RECORD.unpack_from(archive, 16 + index * RECORD.size)
+        image = table.image_of(kernel, "sm_87", 16, "fp16")
+        offset, size = record[-3:-1]
+        assert record[0].rstrip(b"\0").decode() == kernel
+        assert archive[offset : offset + size] == table.read_cubin(image)
+        assert record[-1].hex() == image.sha256
+    # two tensors in place of 19, unless they are to be refitted
+    assert list(attached.graph.node[0].input) == ["qkv", "mixed/vectors", "mixed/matrices"]
+    assert {tensor.name for tensor in attached.graph.initializer} == {"mixed/vectors", "mixed/matrices"}
+    assert given["packed"] == 1
+    refittable = attach_kernels(plugin_model(80, 7, 7), table, pack=False)
+    assert list(refittable.graph.node[0].input) == list(op.INPUT_NAMES)
+    assert len(refittable.graph.initializer) == 19
+    # attaching again replaces
+    assert attach_kernels(attached, table) == attached
+    own = base64.b64decode({a.name: helper.get_attribute_value(a) for a in refittable.graph.node[0].attribute}["kernels"])
+    assert own == kernel_archive(table, 16)
+    assert len(archive) < len(own)
+    with pytest.raises(KernelError, match="no kernel aggregate for sm_87, S=8"):
+        attach_kernels(plugin_model(40, 7, 7), table)
+
+
+def test_a_node_that_stays_in_fp32_gets_no_fp16_kernels(table: KernelTable, tmp_path: Path) -> None:
+    island = plugin_model(80, 7, 7, np.float32)
+    assert widths_by_type(island) == {"fp32": {16}}
+    with pytest.raises(KernelError, match=r"no kernel aggregate for sm_87, S=16, fp32"):
+        attach_kernels(island, table)
+    wide = compile_widths((16,), ("sm_87",), tmp_path, dtype="fp32")
+    attached = attach_kernels(island, wide)
+    [kernels] = [attribute.s for attribute in attached.graph.node[0].attribute if attribute.name == "kernels"]
+    assert RECORD.unpack_from(base64.b64decode(kernels), 16)[4] == TYPES.index("fp32")
+    assert {tensor.data_type for tensor in attached.graph.initializer} == {TensorProto.FLOAT}
+
+
+def test_a_builder_that_converts_gets_the_kernels_and_matrices_that_it_will_convert_to(table: KernelTable) -> None:
+    attached = attach_kernels(plugin_model(80, 7, 7, np.float32), table, builder_type="fp16")
+    assert {tensor.name: tensor.data_type for tensor in attached.graph.initializer} == {
+        "mixed/vectors": TensorProto.FLOAT,
+        "mixed/matrices": TensorProto.FLOAT16,
+    }
+
+
+def test_a_node_without_constant_weights_is_refused(table: KernelTable) -> None:
+    unbound = plugin_model(80, 7, 7)
+    del unbound.graph.initializer[:]
+    with pytest.raises(KernelError, match="not an initializer"):
+        attach_kernels(unbound, table)
+    empty = plugin_model(80, 7, 7)
+    del empty.graph.node[0]
+    with pytest.raises(KernelError, match="has no GmfGroupMixAttention"):
+        attach_kernels(empty, table)
