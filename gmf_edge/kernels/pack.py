@@ -1,6 +1,6 @@
 """The weights of GmfGroupMixAttention as its kernels read them, in NumPy: what the kernel pack_weights computes on a GPU.
 
-For graphs whose weights are constants (TensorRT's Python plugins), and as an independent check of that kernel. Layout: layout.py.
+For plugin graphs, whose weights are constants, and as an independent check of that kernel. Layout: layout.py.
 """
 
 from __future__ import annotations
