@@ -10,10 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gmf_edge.artifact import new_folder
-from gmf_edge.bench.compare import compare
+from gmf_edge.bench.compare import compare_engines, refused
 from gmf_edge.bundle import REPORT, Bundle, open_bundle, require_replaceable, seal
 from gmf_edge.deploy import Result, deploy_in_place, open_engine
 from gmf_edge.engines.choose import choose_backend
@@ -35,7 +33,7 @@ def build(
     """From a checkpoint to a bundle with a proved and measured engine.
 
     INT8 is built beside what it would replace (FP16 on a GPU, FP32 on a CPU) and both are timed in turn: INT8 is delivered only where it
-    is within its gate and faster, the other otherwise, and the report tells of both.
+    is within its gate and clearly faster (bench.compare), the other otherwise, and the report tells of both.
 
     Args:
         spec: the request.
@@ -85,27 +83,26 @@ def build(
 
 def _better(int8: Result, other: Result, spec: BuildSpec, source: SourceModel, folder: Path, progress: Progress) -> Result:
     """Leave in `folder` the one of the two that should be delivered, with both in its report."""
-    progress(None, "timing INT8 against what it would replace, in turn")
-    images = np.random.default_rng(0).standard_normal((spec.profile.opt, 3, *source.spec.image_size)).astype(np.float32)
-    name = str(other.report["precision"]).upper()
-    with ExitStack() as stack:
-        engines = [stack.enter_context(open_engine(open_bundle(result.folder))) for result in (int8, other)]
-        decision = compare(
-            lambda: engines[0].infer(images), lambda: engines[1].infer(images), baseline=name, within_gate=int8.passed
-        )
+    names = ("INT8", str(other.report["precision"]).upper())
+    if int8.passed:
+        with ExitStack() as stack:
+            engines = [stack.enter_context(open_engine(open_bundle(result.folder))) for result in (int8, other)]
+            size = source.spec.image_size
+            decision = compare_engines(*engines, names=names, profile=spec.profile, image_size=size, progress=progress)
+    else:
+        decision = refused(names, f"INT8 is outside its accuracy gate: {int8.reason}")
+    progress(None, decision.reason)
     int8_delivered = decision.accepted or (int8.passed and spec.keep_int8)
     delivered, alternative = (int8, other) if int8_delivered else (other, int8)
     reason = decision.reason
     if int8_delivered and not decision.accepted:
-        reason = f"INT8 is kept, as asked, although it is not faster here ({decision.reason})"
-    if not int8.passed:
-        reason += f"; INT8 was {int8.reason}"
+        reason = f"INT8 is delivered, as asked, although it is not faster here ({decision.reason})"
     report = {
         **delivered.report,
         "passed": delivered.passed and int8.passed,
         "reason": f"{delivered.reason}; {reason}",
-        "choice": decision.to_json(),
-        "alternative": {key: alternative.report[key] for key in ("precision", "passed", "reason", "parity", "latency")},
+        "comparison": decision.to_json(),
+        "alternative": {key: alternative.report[key] for key in ("precision", "passed", "reason", "parity", "latency", "plugin")},
     }
     if not int8_delivered:
         for path in folder.iterdir():

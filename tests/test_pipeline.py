@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import gmf_edge
 from gmf_edge import pipeline
-from gmf_edge.bench.compare import Comparison
+from gmf_edge.bench.compare import NO, YES, Comparison
 from gmf_edge.bundle import RANGES, open_bundle
 from gmf_edge.cli import run
-from gmf_edge.engines.onnxruntime import OnnxRuntimeBackend
+from gmf_edge.engines.protocol import Engine
 from gmf_edge.errors import CalibrationError, SpecError
 from gmf_edge.prepare.source import PACKAGED_CALIBRATION, PACKAGED_TEST
 from gmf_edge.spec import BuildSpec, Precision
@@ -26,7 +26,7 @@ INT8 = BuildSpec(precision=Precision.INT8, backend="onnxruntime")
 
 
 def decision(faster: bool) -> Comparison:
-    return Comparison(faster, "as the test says", "INT8", "FP32", 1.0, 2.0 if faster else 0.5, 2.0, (2.0, 2.0), 1.05, 3, True)
+    return Comparison(faster, YES if faster else NO, "as the test says", "INT8", "FP32", within_gate=True, margin=1.05)
 
 
 @pytest.fixture
@@ -34,13 +34,12 @@ def timing(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """timing(faster): what the comparison of two engines finds, whatever this machine is doing."""
 
     def set_to(faster: bool) -> None:
-        def compared(first: Callable[[], object], second: Callable[[], object], **settings: Any) -> Comparison:
-            first()
-            second()
-            return dataclasses.replace(decision(faster), accepted=faster and settings.get("within_gate", True))
+        def compared(candidate: Engine, baseline: Engine, **settings: Any) -> Comparison:
+            images = np.zeros((1, 3, *settings["image_size"]), np.float32)
+            assert candidate.infer(images).shape == baseline.infer(images).shape
+            return decision(faster)
 
-        monkeypatch.setattr("gmf_edge.pipeline.compare", compared)
-        monkeypatch.setattr("gmf_edge.deploy.build.compare", compared)
+        monkeypatch.setattr("gmf_edge.pipeline.compare_engines", compared)
 
     return set_to
 
@@ -74,7 +73,7 @@ def test_int8_that_does_not_pay_is_replaced_and_both_are_reported(
     assert bundle.manifest.precision is Precision.FP32
     assert RANGES not in bundle.manifest.files
     assert result.report["alternative"]["precision"] == "int8"
-    assert result.report["choice"]["accepted"] is False
+    assert result.report["comparison"]["accepted"] is False
     assert gmf_edge.build(dataclasses.replace(INT8, keep_int8=True), tmp_path / "b").report["precision"] == "int8"
 
 
@@ -87,7 +86,8 @@ def test_int8_outside_its_gate_fails_and_keeps_the_other(
     result = gmf_edge.build(INT8, tmp_path / "b")
     assert not result.passed
     assert open_bundle(tmp_path / "b").manifest.precision is Precision.FP32
-    assert "INT8 was" in result.reason
+    assert "INT8 is outside its accuracy gate: " in result.reason
+    assert result.report["comparison"]["batches"] == {}
 
 
 def pipeline_gates() -> dict[Precision, Any]:
@@ -150,52 +150,6 @@ def test_int8_of_random_weights_needs_images(tmp_path: Path) -> None:
 def test_calibration_for_another_precision_is_a_usage_error() -> None:
     with pytest.raises(SpecError, match="calibration was given for fp16"):
         BuildSpec(precision=Precision.FP16, calibration_data=PACKAGED_CALIBRATION)
-
-
-class PluginBackend(OnnxRuntimeBackend):
-    """ONNX Runtime in the role of a backend with plugins: its engine is a file, and says which graph it came from."""
-
-    name = "onnxruntime"
-    wrong = False
-
-    def build(self, request: Any, out: Path, progress: Any = None) -> tuple[str, ...]:
-        (out / "engine.plan").write_text("plugin" if request.use_plugin and request.options.get("plugin_library") else "portable")
-        return ("engine.plan",)
-
-    def open(self, request: Any, folder: Path, files: tuple[str, ...]) -> Any:
-        form = (folder / files[0]).read_text()
-        engine = super().open(dataclasses.replace(request, options={}), folder, files)
-        infer = engine.infer
-        # facts are computed once from what ONNX Runtime says
-        engine.__dict__["facts"] = dataclasses.replace(engine.facts, form=form)
-        if form == "plugin" and self.wrong:
-            engine.infer = lambda images: -infer(images)
-        return engine
-
-
-@pytest.mark.parametrize(
-    ("faster", "wrong", "kept"), [(True, False, "plugin"), (False, False, "portable"), (True, True, "portable")]
-)
-def test_a_plugin_engine_is_kept_only_where_it_is_right_and_faster(
-    timing: Callable[[bool], None],
-    pico_export: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    faster: bool,
-    wrong: bool,
-    kept: str,
-) -> None:
-    timing(faster)
-    backend = PluginBackend()
-    backend.wrong = wrong
-    monkeypatch.setattr("gmf_edge.deploy.choose_backend", lambda wanted: (backend, "the test's"))
-    shutil.copytree(pico_export, tmp_path / "b")
-    options: Mapping[str, Any] = {"plugin_library": "lib.so"}
-    result = gmf_edge.deploy_bundle(tmp_path / "b", options=options)
-    assert result.passed
-    assert result.report["engine"]["form"] == kept
-    assert (tmp_path / "b" / "engine.plan").read_text() == kept
-    assert result.report["plugin"]["accepted"] is (kept == "plugin")
 
 
 def test_kernels_travel_in_the_plugin_graphs(pico_export: Path, tmp_path: Path) -> None:

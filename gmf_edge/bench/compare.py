@@ -1,23 +1,105 @@
-"""Is the faster engine right, and worth it on this machine? Two engines timed in turn, A B A B, and a decision with its margin.
+"""Is the faster engine right, and worth it on this machine? The one place where this is decided.
 
-In turn, because clocks, caches and other programs drift: each round gives one ratio of two neighbours in time, and the median of
-the ratios decides.
+A round is four blocks of calls in the order A B B A, so that what drifts evenly (clocks, temperature, other programs) cancels, and
+gives one ratio. Of a block the first call is left out: it meets the other engine's weights in the cache. The median of the ratios,
+with its confidence interval (see median), is held against the margin:
+
+yes                   the interval lies at or above the margin
+no                    it lies below
+no clear difference   the margin is inside, and the time was over: the baseline stays
+
+On a GPU the times are GPU compute times (Engine.compute_times_ms), else the host's. Rounds are added until the answer is clear or
+the time is over.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gmf_edge.errors import SpecError
+import numpy as np
 
-# INT8 has to be this many times as fast as what it replaces: less is not worth any loss of accuracy
+from gmf_edge.bench.device import device_state, state_notes
+from gmf_edge.bench.median import median_interval
+from gmf_edge.engines.protocol import Engine, FloatArray, Progress, silent
+from gmf_edge.errors import SpecError
+from gmf_edge.spec import BatchProfile
+
+YES, NO, UNCLEAR = "yes", "no", "no clear difference"
+# less than this is not worth any loss of accuracy
 DEFAULT_MARGIN = 1.05
-DEFAULT_ROUNDS = 30
-WARMUP_ROUNDS = 3
+# of each bound by itself
+CONFIDENCE = 0.99
+# inferences whose host latency is reported beside GPU times
+HOST_CALLS = 20
+
+
+@dataclass(frozen=True)
+class TimingPlan:
+    """How long and in which pieces two engines are timed.
+
+    Attributes:
+        warmup_s: of each engine before anything is timed: a GPU leaves its idle clocks over hundreds of milliseconds.
+        seconds, rounds: both are reached before the first answer.
+        budget_s: no new round after it.
+        block_ms: a block takes about this long, and has at least fewest_calls and at most most_calls calls.
+        fewest_calls, most_calls: see block_ms.
+    """
+
+    warmup_s: float
+    seconds: float
+    rounds: int
+    budget_s: float
+    block_ms: float = 20.0
+    fewest_calls: int = 1
+    most_calls: int = 20
+
+    def __post_init__(self) -> None:
+        if not (self.rounds >= 8 and self.fewest_calls >= 1 and self.most_calls >= self.fewest_calls):
+            raise SpecError(
+                f"{self.rounds} rounds of {self.fewest_calls}..{self.most_calls} calls", "use at least 8 rounds of 1 call"
+            )
+        if not all(value >= 0 for value in (self.warmup_s, self.seconds, self.budget_s, self.block_ms)):
+            raise SpecError("times to measure for are below 0 or no numbers", "give seconds of at least 0")
+
+
+# trtexec's three seconds, and enough rounds to tell 2 % at the noise of a GPU with free clocks
+GPU_PLAN = TimingPlan(warmup_s=0.5, seconds=2.0, rounds=100, budget_s=30.0, fewest_calls=3)
+# at the batch sizes that do not decide
+GPU_GLANCE = TimingPlan(warmup_s=0.5, seconds=1.0, rounds=30, budget_s=0.0, fewest_calls=3)
+CPU_PLAN = TimingPlan(warmup_s=0.1, seconds=0.2, rounds=15, budget_s=10.0, block_ms=5.0)
+
+
+@dataclass(frozen=True)
+class BatchComparison:
+    """Two engines at one batch size.
+
+    Attributes:
+        batch: images an inference.
+        answer: YES, NO or UNCLEAR.
+        candidate_ms, baseline_ms: median of the blocks.
+        speedup: median over the rounds of the baseline's time over the candidate's.
+        speedup_low, speedup_high: bounds of the true median, each with CONFIDENCE; None where the rounds were too few for a bound.
+        rounds: how many were timed.
+        calls: inferences a block.
+        candidate_host_ms, baseline_host_ms: median host latency, transfers included; None where that is the measure itself.
+    """
+
+    batch: int
+    answer: str
+    candidate_ms: float
+    baseline_ms: float
+    speedup: float
+    speedup_low: float | None
+    speedup_high: float | None
+    rounds: int
+    calls: int
+    candidate_host_ms: float | None = None
+    baseline_host_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -25,90 +107,216 @@ class Comparison:
     """Whether the candidate replaces the baseline, and the figures.
 
     Attributes:
-        accepted: whether it does.
+        accepted: whether it does: it is within its gate, and the answer is YES.
+        answer: at the batch size that decides; NO where it was not timed because it is outside its gate.
         reason: one sentence with the figures.
         candidate, baseline: what the two are called.
-        candidate_ms, baseline_ms: medians of one call, in milliseconds.
-        speedup: median over the rounds of baseline's time over candidate's.
-        speedup_quartiles: first and third quartile of the same.
-        margin: speedup that was asked for.
-        rounds: how many were timed.
         within_gate: whether the candidate's accuracy is within its gate.
+        margin: speedup that was asked for.
+        measure: what was timed.
+        batches: the batch size that decides first, then the others.
+        device: {"before", "after"} of bench.device.device_state round the timing; None on a CPU.
+        notes: what makes the figures doubtful, and batch sizes that would decide otherwise.
     """
 
     accepted: bool
+    answer: str
     reason: str
     candidate: str
     baseline: str
-    candidate_ms: float
-    baseline_ms: float
-    speedup: float
-    speedup_quartiles: tuple[float, float]
-    margin: float
-    rounds: int
     within_gate: bool
+    margin: float
+    measure: str | None = None
+    batches: tuple[BatchComparison, ...] = ()
+    device: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for a report."""
-        return {**asdict(self), "speedup_quartiles": list(self.speedup_quartiles)}
+        batches = {str(found.batch): asdict(found) for found in self.batches}
+        return {**asdict(self), "batches": batches, "notes": list(self.notes), "confidence": CONFIDENCE}
 
 
-def compare(
-    run_candidate: Callable[[], object],
-    run_baseline: Callable[[], object],
+def compare_engines(
+    candidate: Engine,
+    baseline: Engine,
     *,
-    candidate: str = "INT8",
-    baseline: str = "FP16",
-    within_gate: bool = True,
+    names: tuple[str, str],
+    profile: BatchProfile,
+    image_size: tuple[int, int],
     margin: float = DEFAULT_MARGIN,
-    rounds: int = DEFAULT_ROUNDS,
+    gpu_plan: TimingPlan = GPU_PLAN,
+    gpu_glance: TimingPlan = GPU_GLANCE,
+    cpu_plan: TimingPlan = CPU_PLAN,
     clock: Callable[[], float] = time.perf_counter,
+    progress: Progress = silent,
 ) -> Comparison:
-    """Time two engines in turn and decide.
+    """Time two engines that are both right, and decide.
+
+    The opt batch size decides. On a GPU min and max are timed too, more briefly, and the notes say where they would decide otherwise.
 
     Args:
-        run_candidate, run_baseline: one synchronous inference each, on the same batch: lambda: engine.infer(images).
-        candidate, baseline: what they are called in the reason.
-        within_gate: whether the candidate passed its gate; where it did not, speed cannot make up for it.
-        margin: the least speedup that pays.
-        rounds: each times both once; WARMUP_ROUNDS go before, untimed.
-        clock: seconds.
+        candidate, baseline: opened; the candidate within its gate (see refused for one that is not).
+        names: what they are called in the reason.
+        profile: batch sizes that both take.
+        image_size: (H, W) in pixels.
+        margin: the least speedup that is worth it.
+        gpu_plan, gpu_glance, cpu_plan: how long: at the batch size that decides, at the others, and where there is no GPU.
+        clock: seconds, of the host.
+        progress: told what is going on.
 
     Raises:
-        SpecError: fewer than three rounds, or a margin that is not positive.
+        SpecError: a margin that is not positive.
+        EngineError: an engine cannot run.
     """
-    if rounds < 3 or not margin > 0:
-        raise SpecError(f"{rounds} rounds with margin {margin}", "use at least three rounds and a positive margin, such as 1.05")
-    times: dict[str, list[float]] = {"candidate": [], "baseline": []}
-    for turn in range(WARMUP_ROUNDS + rounds):
-        for name, run in (("baseline", run_baseline), ("candidate", run_candidate)):
-            start = clock()
-            run()
-            elapsed = clock() - start
-            if turn >= WARMUP_ROUNDS:
-                times[name].append(elapsed)
-    # a clock too coarse for the work would divide by zero
-    ratios = [b / max(c, 1e-9) for b, c in zip(times["baseline"], times["candidate"], strict=True)]
-    low, speedup, high = statistics.quantiles(ratios, n=4)
-    candidate_ms, baseline_ms = (1e3 * statistics.median(times[name]) for name in ("candidate", "baseline"))
-    fast = speedup >= margin
-    figures = f"{candidate} {candidate_ms:.2f} ms, {baseline} {baseline_ms:.2f} ms, {speedup:.2f} times (margin {margin:g})"
-    if not within_gate:
-        reason = f"{candidate} is outside its accuracy gate, {baseline} is kept ({figures})"
-    elif not fast:
-        reason = f"{candidate} does not pay on this machine, {baseline} is kept: {figures}"
-    else:
-        reason = f"{candidate} pays: {figures}"
+    if not margin > 0:
+        raise SpecError(f"a margin of {margin}", "use a positive one, such as 1.05")
+    timer = _Timer(candidate, baseline, profile, image_size, clock)
+    progress(None, f"timing {names[0]} against {names[1]} at batch {profile.opt}, {timer.measure}")
+    timer.warm_up(profile.opt, (gpu_plan if timer.on_gpu else cpu_plan).warmup_s)
+    before = device_state() if timer.on_gpu else None
+    batches = [timer.compare(profile.opt, margin, gpu_plan if timer.on_gpu else cpu_plan)]
+    after = device_state() if timer.on_gpu else None
+    for batch in profile.sizes if timer.on_gpu else ():
+        if batch != profile.opt:
+            progress(None, f"timing {names[0]} against {names[1]} at batch {batch}")
+            timer.warm_up(batch, gpu_glance.warmup_s)
+            batches.append(timer.compare(batch, margin, gpu_glance))
+    decisive, *others = batches
+    notes = [
+        *state_notes(before, after),
+        *(_otherwise(found, names, margin) for found in others if found.answer != decisive.answer),
+    ]
     return Comparison(
-        accepted=fast and within_gate,
-        reason=reason,
-        candidate=candidate,
-        baseline=baseline,
-        candidate_ms=candidate_ms,
-        baseline_ms=baseline_ms,
-        speedup=speedup,
-        speedup_quartiles=(low, high),
+        accepted=decisive.answer == YES,
+        answer=decisive.answer,
+        reason=_reason(decisive, names, margin, timer.measure),
+        candidate=names[0],
+        baseline=names[1],
+        within_gate=True,
         margin=margin,
-        rounds=rounds,
-        within_gate=within_gate,
+        measure=timer.measure,
+        batches=tuple(batches),
+        device={"before": before, "after": after} if timer.on_gpu else None,
+        notes=tuple(notes),
     )
+
+
+def refused(names: tuple[str, str], why: str, margin: float = DEFAULT_MARGIN, within_gate: bool = False) -> Comparison:
+    """The decision about a candidate that is not right, or could not be tried at all: no speed makes up for that."""
+    return Comparison(
+        accepted=False,
+        answer=NO,
+        reason=f"{names[1]} stays: {why}",
+        candidate=names[0],
+        baseline=names[1],
+        within_gate=within_gate,
+        margin=margin,
+    )
+
+
+class _Timer:
+    """Times of two engines in turn, by the GPU's clock where both have one, else by the host's."""
+
+    def __init__(
+        self, candidate: Engine, baseline: Engine, profile: BatchProfile, image_size: tuple[int, int], clock: Callable[[], float]
+    ) -> None:
+        self.candidate, self.baseline, self.image_size, self.clock = candidate, baseline, image_size, clock
+        probe = self._images(profile.opt)
+        self.on_gpu = all(engine.compute_times_ms(probe, 1) is not None for engine in (baseline, candidate))
+        self.measure = "GPU compute time" if self.on_gpu else "host latency"
+
+    def _images(self, batch: int) -> FloatArray:
+        return np.random.default_rng(0).standard_normal((batch, 3, *self.image_size)).astype(np.float32)
+
+    def _host_ms(self, engine: Engine, images: FloatArray) -> float:
+        before = self.clock()
+        engine.infer(images)
+        return (self.clock() - before) * 1000
+
+    def _times_ms(self, engine: Engine, images: FloatArray, calls: int) -> list[float]:
+        times = engine.compute_times_ms(images, calls) if self.on_gpu else None
+        return [self._host_ms(engine, images) for _ in range(calls)] if times is None else times.tolist()
+
+    def _block_ms(self, engine: Engine, images: FloatArray, calls: int) -> float:
+        times = self._times_ms(engine, images, calls)
+        return statistics.median(times[1:] if len(times) > 2 else times)
+
+    def warm_up(self, batch: int, seconds: float) -> None:
+        """Both engines, untimed, for `seconds` each and at least once."""
+        images = self._images(batch)
+        for engine in (self.candidate, self.baseline):
+            end = self.clock() + seconds
+            while True:
+                self._times_ms(engine, images, 2)
+                if self.clock() >= end:
+                    break
+
+    def compare(self, batch: int, margin: float, plan: TimingPlan) -> BatchComparison:
+        """Rounds at one batch size until the answer is clear or the plan's time is over."""
+        images = self._images(batch)
+        calls = self._calls_a_block(images, plan)
+        candidate_ms: list[float] = []
+        baseline_ms: list[float] = []
+        ratios: list[float] = []
+        start = self.clock()
+        wanted, seconds = plan.rounds, plan.seconds
+        while True:
+            while len(ratios) < wanted or self.clock() - start < seconds:
+                if len(ratios) >= plan.rounds and self.clock() - start >= plan.budget_s:
+                    break
+                order = (self.baseline, baseline_ms), (self.candidate, candidate_ms)
+                (first, first_ms), (second, second_ms) = order if len(ratios) % 2 == 0 else order[::-1]
+                first_ms.append(self._block_ms(first, images, calls))
+                second_ms += [self._block_ms(second, images, calls) for _ in range(2)]
+                first_ms.append(self._block_ms(first, images, calls))
+                # a clock too coarse for the work would divide by zero
+                ratios.append(sum(baseline_ms[-2:]) / max(sum(candidate_ms[-2:]), 1e-9))
+            interval = median_interval(ratios, CONFIDENCE)
+            answer = YES if interval.low >= margin else NO if interval.high < margin else UNCLEAR
+            if answer != UNCLEAR or self.clock() - start >= plan.budget_s:
+                break
+            wanted, seconds = 2 * len(ratios), 0.0
+        host = self._host_latencies(images) if self.on_gpu else (None, None)
+        return BatchComparison(
+            batch=batch,
+            answer=answer,
+            candidate_ms=statistics.median(candidate_ms),
+            baseline_ms=statistics.median(baseline_ms),
+            speedup=interval.median,
+            speedup_low=interval.low if math.isfinite(interval.low) else None,
+            speedup_high=interval.high if math.isfinite(interval.high) else None,
+            rounds=len(ratios),
+            calls=calls,
+            candidate_host_ms=host[0],
+            baseline_host_ms=host[1],
+        )
+
+    def _calls_a_block(self, images: FloatArray, plan: TimingPlan) -> int:
+        fastest_ms = min(self._block_ms(engine, images, 3) for engine in (self.candidate, self.baseline))
+        return min(max(math.ceil(plan.block_ms / max(fastest_ms, 1e-6)), plan.fewest_calls), plan.most_calls)
+
+    def _host_latencies(self, images: FloatArray) -> tuple[float, float]:
+        times = [(self._host_ms(self.candidate, images), self._host_ms(self.baseline, images)) for _ in range(HOST_CALLS)]
+        return statistics.median(first for first, _ in times), statistics.median(second for _, second in times)
+
+
+def _figures(found: BatchComparison, names: tuple[str, str], margin: float) -> str:
+    low, high = (math.nan if bound is None else bound for bound in (found.speedup_low, found.speedup_high))
+    return (
+        f"{names[0]} {found.candidate_ms:.2f} ms, {names[1]} {found.baseline_ms:.2f} ms at batch {found.batch}, "
+        f"{found.speedup:.2f} times ({low:.2f} to {high:.2f}, margin {margin:g})"
+    )
+
+
+def _reason(found: BatchComparison, names: tuple[str, str], margin: float, measure: str) -> str:
+    words = {
+        YES: f"{names[0]} is faster",
+        NO: f"{names[0]} is not worth it on this machine, {names[1]} stays",
+        UNCLEAR: f"no clear difference on this machine, {names[1]} stays",
+    }
+    return f"{words[found.answer]}: {_figures(found, names, margin)}, by {measure}"
+
+
+def _otherwise(found: BatchComparison, names: tuple[str, str], margin: float) -> str:
+    return f"batch {found.batch} by itself would answer otherwise ({found.answer}): {_figures(found, names, margin)}"

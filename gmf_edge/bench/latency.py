@@ -1,25 +1,64 @@
 """Latency of an opened engine, by trtexec's conventions.
 
 Warm-up, then inferences until both a duration and a number of iterations are reached. Of n sorted times, percentile p is the one at
-index max(n - 1 - int((1 - p / 100) * n), 0); the median averages the middle two; throughput is images over wall time. Host latency:
-from images in host memory to logits in host memory.
+index max(n - 1 - int((1 - p / 100) * n), 0), in single precision; the median averages the middle two. Source: sampleReporting.cpp of
+NVIDIA/TensorRT, findPercentile and findMedian, alike from 8.6 to 11.
+
+host latency       from images in host memory to logits in host memory, one inference at a time, the calling Python included;
+                   throughput is images over its wall time (trtexec keeps two inferences in flight, which is more)
+GPU compute time   Engine.compute_times_ms, where there is a GPU: what trtexec calls so
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from gmf_edge.engines.protocol import Engine
+from gmf_edge.bench.device import device_state, state_notes
+from gmf_edge.engines.protocol import Engine, FloatArray
 from gmf_edge.errors import SpecError
 
 PERCENTILES = (90.0, 95.0, 99.0)
 # above it the machine was busy or changing its clocks, and the figure should not be quoted
 STEADY_VARIATION = 0.025
+# GPU times asked for at once: their events are all there at the same time
+COMPUTE_CALLS = 10
+
+
+@dataclass(frozen=True)
+class Times:
+    """Statistics of times in milliseconds.
+
+    Attributes:
+        mean_ms, median_ms, min_ms, max_ms: of all.
+        percentiles_ms: percentile -> milliseconds.
+        variation: standard deviation over mean.
+    """
+
+    mean_ms: float
+    median_ms: float
+    min_ms: float
+    max_ms: float
+    percentiles_ms: dict[str, float]
+    variation: float
+
+    @classmethod
+    def of(cls, times_ms: Sequence[float], percentiles: Sequence[float]) -> Times:
+        """Of at least one time."""
+        ordered = sorted(times_ms)
+        mean = float(np.mean(ordered))
+        return cls(
+            mean_ms=mean,
+            median_ms=float(np.median(ordered)),
+            min_ms=ordered[0],
+            max_ms=ordered[-1],
+            percentiles_ms={f"{p:g}": percentile_of(ordered, p) for p in percentiles},
+            variation=float(np.std(ordered)) / mean,
+        )
 
 
 @dataclass(frozen=True)
@@ -29,34 +68,42 @@ class Latency:
     Attributes:
         batch: images an inference.
         iterations: timed inferences.
-        mean_ms, median_ms, min_ms, max_ms: of the timed inferences.
-        percentiles_ms: percentile -> milliseconds.
-        throughput: images a second of wall time.
-        variation: standard deviation over mean.
+        host: host latency.
+        gpu_compute: GPU compute time; None on a CPU.
+        throughput: images a second of wall time, one inference at a time.
         warmup_ms, duration_s: as asked.
+        device: {"before", "after"} of bench.device.device_state round the measurement; None on a CPU.
+        notes: what makes the figures doubtful.
     """
 
     batch: int
     iterations: int
-    mean_ms: float
-    median_ms: float
-    min_ms: float
-    max_ms: float
-    percentiles_ms: dict[str, float]
+    host: Times
+    gpu_compute: Times | None
     throughput: float
-    variation: float
     warmup_ms: float
     duration_s: float
+    device: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, and whether the run was steady."""
-        return {**asdict(self), "steady": self.variation <= STEADY_VARIATION, "mode": "host latency, transfers included"}
+        """Plain values: the host latency's beside the others, and whether the run was steady, by the GPU's times where it has them."""
+        values = asdict(self)
+        return {
+            **values.pop("host"),
+            **values,
+            "notes": list(self.notes),
+            "steady": (self.gpu_compute or self.host).variation <= STEADY_VARIATION,
+            "mode": "host latency, one inference at a time, transfers included",
+        }
 
 
 def percentile_of(ordered_ms: Sequence[float], percentile: float) -> float:
     """trtexec's percentile of ascending times."""
     count = len(ordered_ms)
-    return ordered_ms[max(count - 1 - int((1 - percentile / 100) * count), 0)]
+    # in single precision: in double precision, one time in many is another than trtexec's (1 - 0.9 is a little below 0.1)
+    one, share = np.float32(1), np.float32(percentile) / np.float32(100)
+    return ordered_ms[max(count - 1 - int((one - share) * np.float32(count)), 0)]
 
 
 def measure_latency(
@@ -91,25 +138,36 @@ def measure_latency(
         engine.infer(images)
         if time.perf_counter() >= end:
             break
+    on_gpu = engine.compute_times_ms(images, 1) is not None
+    before = device_state() if on_gpu else None
+    compute = _compute_times(engine, images, duration_s, iterations) if on_gpu else []
     times_ms: list[float] = []
     start = now = time.perf_counter()
     while now - start < duration_s or len(times_ms) < iterations:
-        before = now
+        earlier = now
         engine.infer(images)
         now = time.perf_counter()
-        times_ms.append((now - before) * 1000)
-    ordered = sorted(times_ms)
-    mean = float(np.mean(times_ms))
+        times_ms.append((now - earlier) * 1000)
+    after = device_state() if on_gpu else None
     return Latency(
         batch=batch,
         iterations=len(times_ms),
-        mean_ms=mean,
-        median_ms=float(np.median(times_ms)),
-        min_ms=ordered[0],
-        max_ms=ordered[-1],
-        percentiles_ms={f"{p:g}": percentile_of(ordered, p) for p in percentiles},
+        host=Times.of(times_ms, percentiles),
+        gpu_compute=Times.of(compute, percentiles) if on_gpu else None,
         throughput=batch * len(times_ms) / (now - start),
-        variation=float(np.std(times_ms)) / mean,
         warmup_ms=warmup_ms,
         duration_s=duration_s,
+        device={"before": before, "after": after} if on_gpu else None,
+        notes=state_notes(before, after),
     )
+
+
+def _compute_times(engine: Engine, images: FloatArray, duration_s: float, iterations: int) -> list[float]:
+    """GPU compute times in milliseconds until both the duration and the iterations are reached."""
+    times_ms: list[float] = []
+    start = time.perf_counter()
+    while time.perf_counter() - start < duration_s or len(times_ms) < iterations:
+        found = engine.compute_times_ms(images, COMPUTE_CALLS)
+        assert found is not None, "an engine has GPU times or has none"
+        times_ms += found.tolist()
+    return times_ms

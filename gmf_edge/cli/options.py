@@ -43,6 +43,13 @@ class PrecisionName(str, Enum):
     AUTO = "auto"
 
 
+class PrecisionProof(str, Enum):
+    """Choices of --precision-proof."""
+
+    REFUSE = "refuse"
+    WARN = "warn"
+
+
 assert [variant.value for variant in VariantName] == list(VARIANTS)
 
 Folder = Annotated[Path, typer.Argument(help="A bundle: the folder that build or export wrote.", show_default=False)]
@@ -87,6 +94,13 @@ EvalImages = Annotated[int | None, typer.Option(help="Use this many of the evalu
 MaxDrop = Annotated[float | None, typer.Option(help="Accepted loss of top-1 in percentage points.", show_default="by precision")]
 
 NoPlugin = Annotated[bool, typer.Option("--no-plugin", help="Build from the portable graph, without the GMA plugin.")]
+PrecisionProofChoice = Annotated[
+    PrecisionProof | None,
+    typer.Option(
+        help="TensorRT: what becomes of an engine that does not run the precision asked for: refuse it, or warn and deliver it.",
+        show_default="refuse",
+    ),
+]
 WorkspaceMib = Annotated[int | None, typer.Option(help="TensorRT: limit of scratch memory in MiB.")]
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results.")]
@@ -202,6 +216,7 @@ class EngineOptions:
     backend: Backend = BackendName.AUTO
     workspace_mib: WorkspaceMib = None
     no_plugin: NoPlugin = False
+    precision_proof: PrecisionProofChoice = None
 
     def request(self, trtexec: Sequence[str]) -> TrtexecRequest:
         """What these and the options in trtexec's spelling ask for.
@@ -214,7 +229,8 @@ class EngineOptions:
             raise SpecError(
                 f"{', '.join(sorted(request.bench))}: a build measures with fixed settings", "use 'gmf-edge bench' for others"
             )
-        own = {"workspace_mib": self.workspace_mib}
+        proof = None if self.precision_proof is None else self.precision_proof.value
+        own = {"workspace_mib": self.workspace_mib, "precision_proof": proof}
         return replace(request, options={**request.options, **{name: value for name, value in own.items() if value is not None}})
 
 

@@ -97,27 +97,36 @@ def show_report(report: Mapping[str, Any]) -> None:
         out.print(f"and {len(parity['flips']) - 5} more flipped images, by name in report.json", markup=False)
     if report["latency"]:
         show_latency(list(report["latency"].values()))
-    if report.get("plugin"):
-        out.print(f"plugin: {report['plugin']['reason']}", markup=False)
-    if report.get("choice"):
+    for name in ("plugin", "comparison"):
+        if report.get(name):
+            out.print(f"{name}: {report[name]['reason']}", markup=False)
+            for note in report[name]["notes"]:
+                out.print(f"note: {note}", markup=False)
+    if report.get("alternative"):
         other = report["alternative"]
         out.print(f"{report['precision']} was delivered; beside it {other['precision']}: {other['reason']}", markup=False)
 
 
 def show_latency(values: Sequence[Mapping[str, Any]]) -> None:
-    """Print a table of bench.Latency.to_json rows."""
-    table = Table("batch", "median ms", "p99 ms", "images/s", "variation", box=None, pad_edge=False)
+    """Print a table of bench.Latency.to_json rows, and their notes."""
+    on_gpu = any(value["gpu_compute"] for value in values)
+    largest = list(values[0]["percentiles_ms"])[-1]
+    columns = ("batch", *(("GPU ms",) if on_gpu else ()), "median ms", f"p{largest} ms", "images/s", "variation")
+    table = Table(*columns, box=None, pad_edge=False)
     for value in values:
-        top = list(value["percentiles_ms"].values())[-1]
-        steady = "" if value["steady"] else " (unsteady)"
+        gpu = value["gpu_compute"]
+        variation = (gpu or value)["variation"]
         table.add_row(
             str(value["batch"]),
+            *((f"{gpu['median_ms']:.3f}",) if gpu else ()),
             f"{value['median_ms']:.3f}",
-            f"{top:.3f}",
+            f"{list(value['percentiles_ms'].values())[-1]:.3f}",
             f"{value['throughput']:.1f}",
-            f"{100 * value['variation']:.1f} %{steady}",
+            f"{100 * variation:.1f} %{'' if value['steady'] else ' (unsteady)'}",
         )
     out.print(table)
+    for note in dict.fromkeys(note for value in values for note in value["notes"]):
+        out.print(f"note: {note}", markup=False)
 
 
 def show_bundle(bundle: Bundle, layers: int) -> None:

@@ -2,8 +2,9 @@
 
 choose a backend -> build -> open -> parity at every batch size and on the evaluation images -> latency -> report.json
 
-build        the engine, with the plugin where that is right and faster
 engine       what an engine is asked for, and opening it
+build        the engine, and one with the plugin where that may be right and faster
+             (plugin_trial: in a process of its own, plugin_process)
 parity       an engine against the FP32 PyTorch logits that travel in the bundle
 verify bench prediction   what a deployed bundle is used for
 """
@@ -11,6 +12,7 @@ verify bench prediction   what a deployed bundle is used for
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,14 +22,15 @@ from gmf_edge.artifact import new_folder
 from gmf_edge.bench.latency import measure_latency
 from gmf_edge.bundle import REPORT, Bundle, Manifest, open_bundle, seal
 from gmf_edge.deploy.bench import bench_bundle
-from gmf_edge.deploy.build import build_engine
+from gmf_edge.deploy.build import BuiltEngine, build_engines
 from gmf_edge.deploy.engine import engine_request, open_engine
 from gmf_edge.deploy.parity import evaluation_images, gate_of, parity_of
 from gmf_edge.deploy.prediction import Prediction, predict
 from gmf_edge.deploy.result import Result
 from gmf_edge.deploy.verify import verify_bundle
 from gmf_edge.engines.choose import choose_backend
-from gmf_edge.engines.protocol import Progress, silent
+from gmf_edge.engines.protocol import Backend, Progress, silent
+from gmf_edge.errors import GmfEdgeError
 from gmf_edge.spec import Gate
 from gmf_edge.verify.judge import judge
 from gmf_edge.verify.report import report_of, write_report
@@ -109,8 +112,37 @@ def deploy_in_place(
     chosen, why = choose_backend(backend, to_build=True)
     progress(None, f"backend: {why}")
     request = engine_request(bundle, use_plugin, options or {})
-    request, engine_files, plugin = build_engine(chosen, request, bundle, gate, progress)
-    with chosen.open(request, bundle.folder, engine_files) as engine:
+    place = bundle.folder.absolute()
+    with tempfile.TemporaryDirectory(prefix=f".{place.name}.", suffix=".engines", dir=place.parent) as scratch:
+        engines, plugin = build_engines(chosen, request, bundle, gate, Path(scratch), progress)
+        for built in engines:
+            try:
+                report = _report(chosen, why, built, bundle, images, gate, progress)
+            except GmfEdgeError as error:
+                if built is engines[-1]:
+                    raise
+                failure = str(error)
+            else:
+                if report["passed"] or built is engines[-1]:
+                    break
+                failure = report["reason"]
+            # the plugin engine passed its trial and not this: the one without it is still there
+            plugin = {**(plugin or {}), "accepted": False, "reason": f"the engine without the plugin stays: with it, {failure}"}
+            progress(None, plugin["reason"])
+        for path in built.folder.iterdir():
+            shutil.move(path, bundle.folder / path.name)
+    report["plugin"] = plugin
+    write_report(report, bundle.folder / REPORT)
+    manifest = Manifest.from_json({**bundle.manifest.to_json(), "engine_files": list(built.files)})
+    seal(bundle.folder, manifest)
+    return Result(bundle.folder, report["passed"], report["reason"], report)
+
+
+def _report(
+    backend: Backend, why: str, built: BuiltEngine, bundle: Bundle, images: ImageSet | None, gate: Gate, progress: Progress
+) -> dict[str, Any]:
+    """Open an engine, prove it, measure it: the content of report.json."""
+    with backend.open(built.request, built.folder, built.files) as engine:
         parity = parity_of(engine, bundle, images, progress)
         progress(None, "measuring latency")
         latencies = [
@@ -118,9 +150,4 @@ def deploy_in_place(
             for batch in bundle.manifest.profile.sizes
         ]
         passed, reason = judge(parity, gate, bundle.manifest.weights.trained)
-        report = report_of(bundle.manifest, engine.facts, why, parity, gate, passed, reason, latencies)
-    report["plugin"] = plugin
-    write_report(report, bundle.folder / REPORT)
-    manifest = Manifest.from_json({**bundle.manifest.to_json(), "engine_files": list(engine_files)})
-    seal(bundle.folder, manifest)
-    return Result(bundle.folder, passed, reason, report)
+        return report_of(bundle.manifest, engine.facts, why, parity, gate, passed, reason, latencies)

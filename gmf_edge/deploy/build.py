@@ -1,76 +1,69 @@
-"""Building a bundle's engine, with the plugin where that is right and faster."""
+"""Building a bundle's engine, and a second one with the plugin where that may be right and faster.
+
+The engine without the plugin is built first and closed, so that it is there whatever the plugin does, and none is in memory while
+another is built. Each engine is built once: the one that was timed is the one that is delivered.
+"""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import replace
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from gmf_edge.bench.compare import compare
 from gmf_edge.bundle import GOLDEN, Bundle
+from gmf_edge.deploy.plugin_trial import LIMIT_BUILDS, LIMIT_S, TrialJob, try_plugin, without_plugin
 from gmf_edge.engines.protocol import Backend, EngineRequest, Progress
+from gmf_edge.errors import EngineError
 from gmf_edge.spec import Gate
-from gmf_edge.verify.batches import prove_batches
-from gmf_edge.verify.golden import Golden
-
-# a library that has to travel must be worth it
-PLUGIN_MARGIN = 1.02
 
 
-def build_engine(
-    backend: Backend, request: EngineRequest, bundle: Bundle, gate: Gate, progress: Progress
-) -> tuple[EngineRequest, tuple[str, ...], dict[str, Any] | None]:
-    """Build into the bundle's folder.
+@dataclass(frozen=True)
+class BuiltEngine:
+    """A finished engine: what it was built from, and its files in a folder, the engine first."""
+
+    request: EngineRequest
+    folder: Path
+    files: tuple[str, ...]
+
+
+def build_engines(
+    backend: Backend, request: EngineRequest, bundle: Bundle, gate: Gate, scratch: Path, progress: Progress
+) -> tuple[list[BuiltEngine], dict[str, Any] | None]:
+    """Build the engines that may be delivered, the preferred one first.
+
+    Args:
+        backend: that builds.
+        request: with the plugin, where it may be used.
+        bundle: whose golden data prove the plugin.
+        gate: that the plugin engine must be within.
+        scratch: folder for the engines; exists and is empty.
+        progress: told what is going on.
 
     Returns:
-        The request that the engine was built from, its files (the engine first), and the comparison of the engines with and without
-        the plugin: None where no plugin engine was built.
+        One engine or, with the plugin accepted, two; and the comparison of the two for the report, None where no plugin was tried.
+
+    Raises:
+        EngineError: the engine without the plugin cannot be built, or there is no plugin library where one was given.
     """
-    engine_files = backend.build(request, bundle.folder, progress)
-    plugin = compare_plugin(backend, request, bundle, engine_files, gate, progress)
-    if plugin is not None and not plugin["accepted"]:
-        request = replace(request, use_plugin=False, options=without_plugin(request.options))
-        for name in engine_files:
-            bundle.path(name).unlink()
-        engine_files = backend.build(request, bundle.folder, progress)
-    return request, engine_files, plugin
-
-
-def compare_plugin(
-    backend: Backend, request: EngineRequest, bundle: Bundle, engine_files: tuple[str, ...], gate: Gate, progress: Progress
-) -> dict[str, Any] | None:
-    """Whether a plugin engine is right and faster than the engine without it; None where no plugin engine was built."""
-    if not engine_files:
-        return None  # the backend runs the bundle's portable graph itself
-    golden = Golden.load(bundle.path(GOLDEN))
-    with ExitStack() as stack:
-        engine = stack.enter_context(backend.open(request, bundle.folder, engine_files))
-        if engine.facts.form != "plugin":
-            return None
-        progress(None, "building the engine without the plugin, to compare")
-        portable = replace(request, use_plugin=False, options=without_plugin(request.options))
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gmf-edge-")))
-        other = stack.enter_context(backend.open(portable, folder, backend.build(portable, folder, progress)))
-        numerics = prove_batches(engine, golden.images, golden.logits, request.profile.sizes)
-        right = all(found.cosine >= gate.min_cosine and not found.non_finite_rows for found in numerics.values())
-        images = np.repeat(golden.images[:1], request.profile.opt, axis=0)
-        decision = compare(
-            lambda: engine.infer(images),
-            lambda: other.infer(images),
-            candidate="the plugin engine",
-            baseline="the engine without it",
-            within_gate=right,
-            margin=PLUGIN_MARGIN,
+    library = request.options.get("plugin_library")
+    if library is not None and not Path(library).is_file():
+        raise EngineError(
+            f"plugin library {library} is missing", "build it (plugins/README.md) or leave it out: the portable graph needs none"
         )
-    progress(None, decision.reason)
-    return decision.to_json()
-
-
-def without_plugin(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of an engine that needs no plugin library."""
-    return {name: value for name, value in options.items() if name != "plugin_library"}
+    with_plugin = backend.graph_form(request) == "plugin"
+    portable_request = without_plugin(request) if with_plugin else request
+    folders = {name: scratch / name for name in ("portable", "plugin", "trial")}
+    for folder in folders.values():
+        folder.mkdir()
+    started = time.monotonic()
+    portable = BuiltEngine(portable_request, folders["portable"], backend.build(portable_request, folders["portable"], progress))
+    if not with_plugin:
+        return [portable], None
+    limit_s = LIMIT_S + LIMIT_BUILDS * (time.monotonic() - started)
+    progress(None, f"trying the plugin in a process of its own, for at most {limit_s / 60:.3g} minutes")
+    job = TrialJob(backend.name, request, portable.folder, portable.files, bundle.path(GOLDEN), gate, folders["plugin"])
+    trial = try_plugin(job, folders["trial"], limit_s, progress)
+    progress(None, str(trial.report["reason"]))
+    accepted = [BuiltEngine(request, folders["plugin"], trial.files)] if trial.accepted else []
+    return [*accepted, portable], trial.report

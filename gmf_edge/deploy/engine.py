@@ -8,10 +8,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from gmf_edge.bundle import Bundle
+from gmf_edge.bundle import GOLDEN, Bundle
 from gmf_edge.engines.choose import choose_backend
 from gmf_edge.engines.protocol import Engine, EngineRequest, Progress
-from gmf_edge.errors import BundleError
+from gmf_edge.errors import BundleError, EngineError
+from gmf_edge.verify.batches import prove_batches
+from gmf_edge.verify.golden import Golden
+from gmf_edge.verify.judge import batches_failure
 
 
 def engine_request(bundle: Bundle, use_plugin: bool, options: Mapping[str, Any]) -> EngineRequest:
@@ -23,6 +26,7 @@ def engine_request(bundle: Bundle, use_plugin: bool, options: Mapping[str, Any])
         profile=manifest.profile,
         image_size=manifest.model.image_size,
         fp32_islands=tuple(manifest.lowering.get("islands", {})),
+        quantised_layers=tuple(manifest.lowering.get("int8", {}).get("layers", ())),
         use_plugin=use_plugin,
         options=options,
     )
@@ -32,13 +36,20 @@ def open_engine(bundle: Bundle) -> Engine:
     """The deployed engine of a bundle, by the backend it was deployed with; close it, or use it in a `with` statement.
 
     Raises:
-        GmfEdgeError: see gmf_edge.errors; BundleError where the bundle was not deployed yet.
+        GmfEdgeError: see gmf_edge.errors; BundleError where the bundle was not deployed yet, EngineError where weights that were put in
+            now make another function of it.
     """
     report = bundle.report
     if report is None:
         raise BundleError(f"{bundle.folder} has no engine yet", "run 'gmf-edge deploy' on it")
     backend, _ = choose_backend(str(report["backend"]))
-    return backend.open(engine_request(bundle, use_plugin=True, options={}), bundle.folder, bundle.manifest.engine_files)
+    engine = backend.open(engine_request(bundle, use_plugin=True, options={}), bundle.folder, bundle.manifest.engine_files)
+    try:
+        _prove_refit(engine, bundle)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
 
 
 def open_or_build(bundle: Bundle, backend: str, stack: ExitStack, progress: Progress) -> tuple[Engine, str]:
@@ -51,4 +62,23 @@ def open_or_build(bundle: Bundle, backend: str, stack: ExitStack, progress: Prog
     if not files:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gmf-edge-")))
         files = chosen.build(request, folder, progress)
-    return stack.enter_context(chosen.open(request, folder, files)), why
+    engine = stack.enter_context(chosen.open(request, folder, files))
+    _prove_refit(engine, bundle)
+    return engine, why
+
+
+def _prove_refit(engine: Engine, bundle: Bundle) -> None:
+    """What was proved of the file is not proved of weights that were put in afterwards: TensorRT may leave folded ones as they were.
+
+    Raises:
+        EngineError: the golden images are outside the bundle's gate.
+    """
+    if not engine.facts.refitted:
+        return
+    golden = Golden.load(bundle.path(GOLDEN))
+    numerics = prove_batches(engine, golden.images, golden.logits, bundle.manifest.profile.sizes)
+    failure = batches_failure(numerics, bundle.manifest.gate)
+    if failure is not None:
+        raise EngineError(
+            f"the engine of {bundle.folder} is wrong with its weights put back: {failure}", "deploy again without --stripWeights"
+        )

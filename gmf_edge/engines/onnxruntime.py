@@ -64,6 +64,10 @@ class OnnxRuntimeBackend:
         """As missing: there is nothing to build."""
         return self.missing()
 
+    def graph_form(self, request: EngineRequest) -> str:
+        """Always "portable": there are no plugins."""
+        return "portable"
+
     def build(self, request: EngineRequest, out: Path, progress: Progress = silent) -> tuple[str, ...]:
         """Nothing to write: the graph in the bundle is what runs. Opened once, so that a graph that cannot run fails here."""
         progress(None, "loading the graph into ONNX Runtime")
@@ -133,6 +137,9 @@ class OnnxRuntimeEngine:
                 "split or fill up the batch, or build with other --min-batch and --max-batch",
             )
         return self._run(self._session, images)
+
+    def compute_times_ms(self, images: FloatArray, count: int) -> None:
+        """None: on a CPU the host's clock is the engine's."""
 
     def _run(self, session: Any, images: FloatArray) -> FloatArray:
         given = np.ascontiguousarray(images, np.float16 if self._half else np.float32)

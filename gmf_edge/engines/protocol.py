@@ -88,6 +88,7 @@ class EngineFacts:
         layers: as built, after the backend's own fusions.
         precision_shares: share of the weighted layers (by time where it was measured) per precision, sums to 1.
         notes: choices and fallbacks that the user should know, one sentence each.
+        refitted: its weights were put in when it was opened, so that what was proved of the file is not proved of them.
     """
 
     backend: str
@@ -97,6 +98,7 @@ class EngineFacts:
     layers: tuple[LayerRecord, ...] = ()
     precision_shares: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    refitted: bool = False
 
 
 class Engine(Protocol):
@@ -111,6 +113,15 @@ class Engine(Protocol):
 
         Raises:
             EngineError: wrong shape, or a batch size outside the profile.
+        """
+
+    def compute_times_ms(self, images: FloatArray, count: int) -> NDArray[np.float64] | None:
+        """GPU time in milliseconds of each of `count` inferences of these images, enqueued one after the other; None on a CPU.
+
+        By events on the GPU's own clock: transfers and the host's gaps between inferences are excluded.
+
+        Raises:
+            EngineError: as infer.
         """
 
     def close(self) -> None:
@@ -131,6 +142,13 @@ class Backend(Protocol):
 
     def missing_to_build(self) -> str | None:
         """Why this backend cannot build engines here, or None where it can: what only runs engines may need less."""
+
+    def graph_form(self, request: EngineRequest) -> str:
+        """Which form of the graph `build` takes for this request: "portable" or "plugin".
+
+        Raises:
+            EngineError: the request cannot be met: it names a plugin library that is not there, for instance.
+        """
 
     def build(self, request: EngineRequest, out: Path, progress: Progress = silent) -> tuple[str, ...]:
         """Build the engine into the folder `out`; the names of the files written there (the engine first), possibly none

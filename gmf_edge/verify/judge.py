@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from gmf_edge.spec import Gate
 from gmf_edge.verify.batches import BatchNumerics
@@ -43,11 +44,10 @@ def _failure(report: ParityReport, gate: Gate, has_trained_weights: bool) -> str
         return f"the engine gives NaN or infinite logits on {report.non_finite_images} of {report.images} images"
     if not report.batches:
         return "no batch size was proved"
+    failure = batches_failure(report.batches, gate)
+    if failure is not None:
+        return failure
     most_l2 = _relative_l2_limit(gate.min_cosine)
-    for size, numerics in sorted(report.batches.items()):
-        failure = _batch_failure(numerics, gate.min_cosine, most_l2)
-        if failure is not None:
-            return f"at batch {size}: {failure}"
     if _claims_accuracy(report, has_trained_weights):
         if not -_number(report.top1_change_points) <= gate.max_drop_points + SLACK:
             words = _accuracy_words(report, gate)
@@ -59,6 +59,16 @@ def _failure(report: ParityReport, gate: Gate, has_trained_weights: bool) -> str
         return f"cosine {report.cosine:.6f} is below the limit {gate.min_cosine:g}"
     if not report.relative_l2 <= most_l2 + SLACK:
         return f"relative L2 error {report.relative_l2:.4g} is above the limit {most_l2:.4g}"
+    return None
+
+
+def batches_failure(batches: Mapping[int, BatchNumerics], gate: Gate) -> str | None:
+    """The first batch size of prove_batches that is outside the gate, with figures and limits; None where all are within it."""
+    most_l2 = _relative_l2_limit(gate.min_cosine)
+    for size, numerics in sorted(batches.items()):
+        failure = _batch_failure(numerics, gate.min_cosine, most_l2)
+        if failure is not None:
+            return f"at batch {size}: {failure}"
     return None
 
 

@@ -1,82 +1,212 @@
-"""INT8 is delivered only where it is faster by the margin and within its gate."""
+"""The faster engine is chosen where it is clearly faster by the margin; the rates of wrong answers, on simulated engines."""
 
 from __future__ import annotations
 
 import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from gmf_edge.bench.compare import WARMUP_ROUNDS, compare
+sys.path.append(str(Path(__file__).parent))
+
+from simulated import Clock, SimulatedEngine
+
+from gmf_edge.bench import compare as module
+from gmf_edge.bench.compare import NO, UNCLEAR, YES, Comparison, TimingPlan, compare_engines, refused
 from gmf_edge.errors import SpecError
+from gmf_edge.spec import BatchProfile
+
+NAMES = ("INT8", "FP16")
 
 
-class Machine:
-    """A clock that moves by what each engine takes, and who ran when."""
-
-    def __init__(self, **seconds):
-        self.seconds = seconds
-        self.now = 0.0
-        self.order = []
-
-    def run(self, name):
-        def once():
-            self.order.append(name)
-            taken = self.seconds[name]
-            self.now += taken(len(self.order)) if callable(taken) else taken
-
-        return once
-
-    def decide(self, **options):
-        return compare(self.run("int8"), self.run("fp16"), clock=lambda: self.now, **options)
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "device_state", lambda: None)
 
 
-def test_faster_pays_and_the_reason_has_the_figures():
-    decision = Machine(int8=0.004, fp16=0.006).decide(rounds=5)
-    assert decision.accepted
-    assert decision.speedup == pytest.approx(1.5)
-    assert (decision.candidate_ms, decision.baseline_ms) == (pytest.approx(4.0), pytest.approx(6.0))
-    assert decision.reason == "INT8 pays: INT8 4.00 ms, FP16 6.00 ms, 1.50 times (margin 1.05)"
-    assert json.loads(json.dumps(decision.to_json()))["accepted"] is True
+def compared(candidate_ms: Any, baseline_ms: Any, profile: BatchProfile | None = None, **settings: Any) -> Comparison:
+    engine = {name: settings.pop(name) for name in ("noise", "outliers", "on_gpu", "overhead_ms", "rng") if name in settings}
+    engine.setdefault("rng", np.random.default_rng(0))  # one for both: their noise is not the same
+    clock = settings.pop("clock", Clock())
+    candidate, baseline = SimulatedEngine(clock, "c", candidate_ms, **engine), SimulatedEngine(clock, "b", baseline_ms, **engine)
+    return compare_engines(
+        candidate, baseline, names=NAMES, profile=profile or BatchProfile(1, 1, 1), image_size=(4, 4), clock=clock, **settings
+    )
 
 
-@pytest.mark.parametrize("fp16", [0.0040, 0.0041, 0.001])
-def test_as_fast_or_slower_does_not_pay(fp16):
-    decision = Machine(int8=0.004, fp16=fp16).decide(rounds=5)
-    assert not decision.accepted
-    assert "does not pay on this machine, FP16 is kept" in decision.reason
+def test_a_clear_gain_is_accepted_and_the_reason_has_the_figures() -> None:
+    found = compared(4.0, 6.0)
+    assert (found.accepted, found.answer, found.within_gate) == (True, YES, True)
+    (batch,) = found.batches
+    assert (batch.candidate_ms, batch.baseline_ms) == (pytest.approx(4.0), pytest.approx(6.0))
+    assert batch.speedup == batch.speedup_low == batch.speedup_high == pytest.approx(1.5)
+    assert found.reason == (
+        "INT8 is faster: INT8 4.00 ms, FP16 6.00 ms at batch 1, 1.50 times (1.50 to 1.50, margin 1.05), by GPU compute time"
+    )
+    written = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert (written["accepted"], written["batches"]["1"]["rounds"], written["confidence"]) == (True, batch.rounds, 0.99)
 
 
-def test_outside_the_gate_speed_does_not_count():
-    decision = Machine(int8=0.001, fp16=0.006).decide(rounds=5, within_gate=False)
-    assert not decision.accepted
-    assert "outside its accuracy gate" in decision.reason
+@pytest.mark.parametrize("baseline_ms", [1.0, 4.0, 4.1])
+def test_as_fast_or_slower_is_not_worth_it(baseline_ms: float) -> None:
+    found = compared(4.0, baseline_ms)
+    assert (found.accepted, found.answer) == (False, NO)
+    assert "not worth it on this machine, FP16 stays" in found.reason
 
 
-def test_margin_is_the_callers():
-    machine = Machine(int8=0.004, fp16=0.006)
-    assert machine.decide(rounds=5, margin=1.45).accepted
-    assert not machine.decide(rounds=5, margin=1.55).accepted
+def test_a_gain_at_the_margin_in_noise_is_no_clear_difference_and_the_baseline_stays() -> None:
+    found = compared(4.0, 4.2, noise=0.08, gpu_plan=TimingPlan(0.0, 0.0, 30, 1.0))
+    assert (found.accepted, found.answer) == (False, UNCLEAR)
+    assert found.reason.startswith("no clear difference on this machine, FP16 stays: ")
+    low, high = found.batches[0].speedup_low, found.batches[0].speedup_high
+    assert low is not None
+    assert high is not None
+    assert low < 1.05 < high
 
 
-def test_engines_take_turns():
-    machine = Machine(int8=0.004, fp16=0.006)
-    machine.decide(rounds=4)
-    assert machine.order == ["fp16", "int8"] * (WARMUP_ROUNDS + 4)
+def test_rounds_are_added_while_the_answer_is_unclear_and_the_budget_lasts() -> None:
+    brief = compared(4.0, 4.3, noise=0.08, gpu_plan=TimingPlan(0.0, 0.0, 8, 0.0))
+    patient = compared(4.0, 4.3, noise=0.08, gpu_plan=TimingPlan(0.0, 0.0, 8, 1e6))
+    assert (brief.batches[0].rounds, patient.answer) == (8, YES)
+    assert patient.batches[0].rounds > 8
 
 
-def test_machine_that_slows_down_is_not_read_as_a_difference():
-    def slowing(turn):
-        return 0.001 * (1 + turn / 10)
-
-    assert not Machine(int8=slowing, fp16=slowing).decide(rounds=30).accepted
-
-
-def test_a_few_disturbed_rounds_do_not_decide():
-    machine = Machine(int8=lambda turn: 0.1 if turn % 14 == 0 else 0.004, fp16=0.006)
-    assert machine.decide(rounds=30).accepted
+def test_no_new_round_begins_after_the_budget() -> None:
+    clock = Clock()
+    found = compared(4.0, 4.2, noise=0.08, clock=clock, gpu_plan=TimingPlan(0.0, 0.0, 8, 5.0))
+    assert found.batches[0].rounds > 8
+    assert clock.now < 7.0
 
 
-@pytest.mark.parametrize("options", [{"rounds": 2}, {"margin": 0.0}, {"margin": float("nan")}])
-def test_nonsense_is_refused(options):
+def test_the_margin_is_the_callers() -> None:
+    assert compared(4.0, 6.0, margin=1.45).accepted
+    assert not compared(4.0, 6.0, margin=1.55).accepted
+
+
+@pytest.mark.parametrize("margin", [0.0, -1.0, math.nan])
+def test_a_margin_that_is_none_is_refused(margin: float) -> None:
     with pytest.raises(SpecError):
-        Machine(int8=1, fp16=1).decide(**options)
+        compared(1.0, 1.0, margin=margin)
+
+
+def test_both_are_warm_before_anything_is_timed_and_blocks_take_turns_in_the_order_abba() -> None:
+    clock = Clock()
+    plan = TimingPlan(warmup_s=0.5, seconds=0.0, rounds=8, budget_s=0.0, fewest_calls=3, most_calls=3)
+    compared(1.0, 1.0, clock=clock, gpu_plan=plan)
+    ran = clock.ran[: -2 * module.HOST_CALLS]
+    rounds = ran[-4 * 8 :]
+    assert "".join(rounds) == ("bccb" + "cbbc") * 4
+    before = ran[: -4 * 8]
+    # half a second of calls of a millisecond each, two a call of compute_times_ms
+    assert before.count("c") >= 250
+    assert before.count("b") >= 250
+
+
+def test_two_seconds_and_a_hundred_rounds_go_by_on_a_gpu() -> None:
+    clock = Clock()
+    found = compared(0.01, 0.02, clock=clock)
+    assert clock.now >= 2 * 0.5 + 2.0
+    assert found.batches[0].rounds >= 100
+    assert found.batches[0].calls == 20
+
+
+def test_a_machine_that_slows_down_is_not_read_as_a_difference() -> None:
+    def slowing(batch: int, now: float) -> float:
+        return 1.0 + now / 2
+
+    assert compared(slowing, slowing, gpu_plan=TimingPlan(0.0, 1.0, 30, 2.0)).answer == NO
+
+
+def test_the_first_call_of_a_block_is_left_out() -> None:
+    class ColdFirst(SimulatedEngine):
+        def compute_times_ms(self, images: Any, count: int) -> Any:
+            times = super().compute_times_ms(images, count)
+            times[0] *= 3
+            return times
+
+    clock = Clock()
+    candidate, baseline = ColdFirst(clock, "c", 1.0), SimulatedEngine(clock, "b", 1.5)
+    plan = TimingPlan(0.0, 0.0, 8, 0.0, fewest_calls=3, most_calls=3)
+    found = compare_engines(
+        candidate, baseline, names=NAMES, profile=BatchProfile(1, 1, 1), image_size=(4, 4), gpu_plan=plan, clock=clock
+    )
+    assert found.batches[0].speedup == pytest.approx(1.5)
+
+
+def test_gpu_time_decides_where_host_latency_would_not() -> None:
+    found = compared(0.5, 0.55, overhead_ms=0.6)
+    (batch,) = found.batches
+    assert found.accepted
+    assert (batch.candidate_host_ms, batch.baseline_host_ms) == (pytest.approx(1.1), pytest.approx(1.15))
+    assert not compared(0.5, 0.55, overhead_ms=0.6, on_gpu=False).accepted
+
+
+def test_without_a_gpu_the_hosts_clock_decides_at_the_opt_batch() -> None:
+    found = compared(4.0, 6.0, BatchProfile(1, 2, 8), on_gpu=False)
+    assert (found.accepted, found.measure, [batch.batch for batch in found.batches]) == (True, "host latency", [2])
+    assert found.batches[0].candidate_host_ms is None
+    assert found.device is None
+
+
+def test_the_opt_batch_decides_and_another_that_would_not_is_named() -> None:
+    def relative(batch: int, now: float) -> float:
+        return 1.0 if batch < 32 else 2.0
+
+    found = compared(relative, 1.5, BatchProfile(1, 4, 32))
+    assert [batch.batch for batch in found.batches] == [4, 1, 32]
+    assert found.accepted
+    (note,) = found.notes
+    assert note.startswith("batch 32 by itself would answer otherwise (no): INT8 2.00 ms, FP16 1.50 ms at batch 32, 0.75 times")
+
+
+def test_the_gpus_state_is_recorded_round_the_timing_and_a_change_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {"sm_clock_mhz": 1980, "memory_clock_mhz": 3201, "throttle_reasons": []}
+    states = iter([state, {**state, "sm_clock_mhz": 1500, "throttle_reasons": ["sw_thermal_slowdown"]}])
+    monkeypatch.setattr(module, "device_state", lambda: next(states))
+    found = compared(4.0, 6.0)
+    assert found.device is not None
+    assert [found.device[when]["sm_clock_mhz"] for when in ("before", "after")] == [1980, 1500]
+    assert len(found.notes) == 2
+    assert "1980 to 1500 MHz" in found.notes[0]
+    assert "sw_thermal_slowdown" in found.notes[1]
+
+
+def test_a_candidate_that_is_not_right_is_refused_without_timing() -> None:
+    found = refused(NAMES, "INT8 is outside its gate")
+    assert (found.accepted, found.within_gate, found.batches) == (False, False, ())
+    assert found.reason == "FP16 stays: INT8 is outside its gate"
+    assert json.loads(json.dumps(found.to_json()))["batches"] == {}
+
+
+@pytest.mark.parametrize("bad", [{"rounds": 7}, {"seconds": -1.0}, {"budget_s": math.nan}, {"fewest_calls": 0}])
+def test_a_plan_that_cannot_be_meant_is_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(SpecError):
+        TimingPlan(**{"warmup_s": 0.0, "seconds": 0.0, "rounds": 8, "budget_s": 1.0, **bad})
+
+
+def answers(ratio: float, noise: float, margin: float, on_gpu: bool, trials: int = 60) -> list[str]:
+    """Of comparisons of engines whose true ratio is known; the noise is that of each call, with 3 % outliers, and a clock that drifts."""
+
+    def drifting(mean: float) -> Any:
+        return lambda batch, now: mean * (1 + 0.1 * math.sin(now))
+
+    rng = np.random.default_rng(7)
+    return [
+        compared(drifting(4.0), drifting(4.0 * ratio), noise=noise, outliers=0.03, rng=rng, margin=margin, on_gpu=on_gpu).answer
+        for _ in range(trials)
+    ]
+
+
+@pytest.mark.parametrize("on_gpu", [True, False], ids=["gpu", "cpu"])
+@pytest.mark.parametrize("noise", [0.02, 0.05, 0.08])
+@pytest.mark.parametrize("margin", [1.02, 1.05])
+def test_wrong_answers_are_rare(margin: float, noise: float, on_gpu: bool) -> None:
+    """False accepts at 0.03 below the margin and false rejects at 0.05 above it: at most one in sixty, each."""
+    below = answers(margin - 0.03, noise, margin, on_gpu)
+    above = answers(margin + 0.05, noise, margin, on_gpu)
+    assert below.count(YES) <= 1
+    assert len(above) - above.count(YES) <= 1

@@ -64,6 +64,19 @@ class TensorRTBackend:
             return str(error)
         return None
 
+    def graph_form(self, request: EngineRequest) -> str:
+        """ "plugin" where a library was given or the plugin is registered already, else "portable"; see choose_graph.
+
+        The library is not loaded for this: whatever loading it does, it does where the engine is built.
+
+        Raises:
+            EngineError: the bundle has no graph for this version, or no plugin graph for the library that was given.
+            EnvironmentProblem: TensorRT cannot be used here.
+        """
+        # CUDA first: TensorRT 8.6 crashes the process where there is no driver
+        Device.here()
+        return choose_graph(request, TensorRTVersion.here(), TensorRTOptions.of(request.options))[0]
+
     def build(self, request: EngineRequest, out: Path, progress: Progress = silent) -> tuple[str, ...]:
         """Build, prove and write engine.plan, engine.plan.json and engine.plan.layers.json into the folder `out`.
 
@@ -80,6 +93,8 @@ class TensorRTBackend:
         options = TensorRTOptions.of(request.options)
         options.check(version, request.profile, device)
         form, graph, notes = choose_graph(request, version, options)
+        if options.plugin_library is not None:
+            check_plugin_library(options.plugin_library, version)
         progress(None, f"TensorRT {version.text} ({version.target.name}) on {device.name}: building {graph.name}")
         job = BuildJob(
             graph=graph,
@@ -186,6 +201,7 @@ def open_engine(path: Path, sidecar: Sidecar, options: TensorRTOptions, refit_fr
         layers=tuple(LayerRecord(**layer) for layer in sidecar.layers),
         precision_shares=sidecar.precision_shares,
         notes=(*sidecar.notes, *sidecar.device_notes(device)),
+        refitted=sidecar.stripped,
     )
     return TensorRTEngine(runtime, engine, log, facts, options.streams, options.cuda_graphs)
 
@@ -197,7 +213,7 @@ def choose_graph(request: EngineRequest, version: TensorRTVersion, options: Tens
     which needs no plugin.
 
     Raises:
-        EngineError: the bundle has no graph for this version, or a plugin library was given that cannot be used.
+        EngineError: the bundle has no graph for this version, or no plugin graph for the library that was given.
     """
     opset = version.target.opset
     has_plugin_graph = ("plugin", opset) in request.graphs.files
@@ -208,7 +224,6 @@ def choose_graph(request: EngineRequest, version: TensorRTVersion, options: Tens
                 f"a plugin library was given, but the bundle has no plugin graph of opset {opset}",
                 "leave the library out, or export again",
             )
-        check_plugin_library(options.plugin_library, version)
         return "plugin", request.graphs.path("plugin", opset), (f"{why}; plugin graph with {Path(options.plugin_library).name}",)
     if request.use_plugin and has_plugin_graph and PLUGIN_OP in registered_plugins(version):
         return "plugin", request.graphs.path("plugin", opset), (f"{why}; plugin graph, {PLUGIN_OP} is registered",)

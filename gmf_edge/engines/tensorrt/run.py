@@ -11,6 +11,7 @@ execution context of its own: a context must not change under a graph that was c
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gmf_edge.engines.protocol import EngineFacts, FloatArray
 from gmf_edge.engines.tensorrt.arrays import DeviceView, device_view
@@ -202,6 +204,22 @@ class Lane:
         self.stream.synchronize()
         h2d, compute, d2h = (later.ms_since(earlier) for earlier, later in zip(self.events, self.events[1:], strict=False))
         return StepTimes(enqueue_ms, h2d, compute, d2h)
+
+    def compute_times_ms(self, images: FloatArray, batch: int, count: int) -> NDArray[np.float64]:
+        """One event between any two of count + 1 inferences; the first fills the queue, so that the GPU never waits for the host."""
+        np.copyto(self.host_images.array[:batch], images, casting="same_kind")
+        self._ensure_captured(batch)
+        self.stream.copy_to_device(self.device_images.pointer, self.host_images.pointer, batch * self.io.image_bytes)
+        events = [Event() for _ in range(count + 1)]
+        try:
+            for event in events:
+                self.compute(batch)
+                event.record(self.stream)
+            self.stream.synchronize()
+            return np.array([later.ms_since(earlier) for earlier, later in itertools.pairwise(events)], np.float64)
+        finally:
+            for event in events:
+                event.close()
 
     def _ensure_captured(self, batch: int) -> None:
         """Capturing is no part of an inference's time."""
@@ -409,6 +427,15 @@ class TensorRTEngine:
         """
         self._check(images.shape)
         return self._lanes[0].timed(images, transfers)
+
+    def compute_times_ms(self, images: FloatArray, count: int) -> NDArray[np.float64]:
+        """GPU time in milliseconds of each of `count` inferences, enqueued one after the other; see engines.protocol.Engine.
+
+        Raises:
+            EngineError: as infer.
+        """
+        batch = self._check(images.shape)
+        return self._lanes[0].compute_times_ms(images, batch, count)
 
     @property
     def memory_mib(self) -> dict[str, float]:
