@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,16 @@ from gmf_edge.engines.protocol import EngineFacts, EngineRequest, LayerRecord, P
 from gmf_edge.engines.tensorrt.build import PLUGIN_OP, BuildJob, BuildLog, build_engine, check_plugin_library, registered_plugins
 from gmf_edge.engines.tensorrt.cuda import Device, free_memory_mib
 from gmf_edge.engines.tensorrt.inspect import prove_precision, read_inspector_json
+from gmf_edge.engines.tensorrt.load import deserialize
 from gmf_edge.engines.tensorrt.options import TensorRTOptions
-from gmf_edge.engines.tensorrt.run import TensorRTEngine, deserialize
+from gmf_edge.engines.tensorrt.run import TensorRTEngine
 from gmf_edge.engines.tensorrt.sidecar import Sidecar, graph_sha256, write_atomically
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import EngineError, EnvironmentProblem, GmfEdgeError, StaleArtifact
 
 ENGINE_FILE = "engine.plan"
+# chosen when the engine is built, used whenever it is opened
+RUN_TIME_OPTIONS = ("streams", "cuda_graphs")
 PROFILED_RUNS = 10
 # the first that was seen to work with 11 (0.49.9 uses what 11 has removed)
 POLYGRAPHY_FOR_11 = (0, 49, 26)
@@ -114,7 +118,7 @@ class TensorRTBackend:
         return ENGINE_FILE, sidecar.write(engine_path).name
 
     def open(self, request: EngineRequest, folder: Path, files: tuple[str, ...]) -> TensorRTEngine:
-        """Open what build wrote.
+        """Open what build wrote, with the run-time options that it was built with where the request has none of its own.
 
         Raises:
             StaleArtifact: built on another device or version, or from another graph.
@@ -123,9 +127,9 @@ class TensorRTBackend:
         """
         if not files:
             raise EngineError("no engine file was given", "run 'gmf-edge deploy' to build it")
-        options = TensorRTOptions.of(request.options)
         path = folder / files[0]
         sidecar = Sidecar.read(path)
+        options = run_time_options(sidecar, request.options)
         graph = request.graphs.folder / sidecar.graph_file
         if graph.is_file() and graph_sha256(graph) != sidecar.graph_sha256:
             raise StaleArtifact(
@@ -134,12 +138,31 @@ class TensorRTBackend:
         return open_engine(path, sidecar, options, graph if sidecar.stripped else None)
 
 
-def open_engine(path: Path, sidecar: Sidecar, options: TensorRTOptions, refit_from: Path | None = None) -> TensorRTEngine:
-    """Open an engine file that fits this machine; refit_from is the graph whose weights a stripped engine lacks.
+def run_time_options(sidecar: Sidecar, given: Mapping[str, Any] | None = None) -> TensorRTOptions:
+    """How to run an engine: as was chosen when it was built, where `given` does not say otherwise.
+
+    Raises:
+        SpecError: an unknown option, or a value that it cannot take.
+    """
+    stored = {name: sidecar.options.get(name) for name in RUN_TIME_OPTIONS}
+    return TensorRTOptions.of({**stored, **{name: value for name, value in (given or {}).items() if value is not None}})
+
+
+def open_engine(
+    path: Path, sidecar: Sidecar, options: TensorRTOptions | None = None, refit_from: Path | None = None
+) -> TensorRTEngine:
+    """Open an engine file that fits this machine.
+
+    Args:
+        path: the engine.
+        sidecar: what is known of it.
+        options: its run-time options (streams, cuda_graphs) and plugin library; None for those that it was built with.
+        refit_from: the graph whose weights a stripped engine lacks.
 
     Raises:
         StaleArtifact, EngineError, EnvironmentProblem: see TensorRTBackend.open.
     """
+    options = options or run_time_options(sidecar)
     device = Device.here()
     version = TensorRTVersion.here()
     sidecar.check(path, device, version)
