@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pycuda.autoprimaryctx  # noqa: F401  # the primary context is the one that TensorRT and cuda-python use
+import pycuda.autoprimaryctx  # the primary context is the one that TensorRT and cuda-python use
 import pycuda.driver
 from pycuda import gpuarray
 

@@ -10,7 +10,8 @@ from enum import IntEnum
 from types import ModuleType
 from typing import Any
 
-from cuda_fake import FakeCuda, Handle
+from cuda_fake import FakeCuda
+from fake_gpu import Handle
 
 
 class CUresult(IntEnum):

@@ -13,7 +13,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from cuda_fake import ALIGNMENT, CALL_MS, Work
+from fake_gpu import ALIGNMENT, CALL_MS, Work
 
 if TYPE_CHECKING:
     from trt_fake import FakeTensorRT

@@ -61,8 +61,7 @@ class Contexts:
             import tensorrt as trt
 
             return self.engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        else:
-            return self.engine.create_execution_context_without_device_memory()
+        return self.engine.create_execution_context_without_device_memory()
 
     def close(self) -> None:
         """Free the activations; no context may run any more."""

@@ -39,7 +39,10 @@ NO_DEVICE_ERRORS = {
     804: "this GPU does not support CUDA forward compatibility",
 }
 # these can mean anything later on, but a machine that answers the first questions with them has no working driver
-START_ERRORS = {304: "the operating system refused a call of the driver", 999: "the driver failed for a reason that it does not know"}
+START_ERRORS = {
+    304: "the operating system refused a call of the driver",
+    999: "the driver failed for a reason that it does not know",
+}
 START_CALLS = {"cudaGetDeviceCount", "cudaGetDevice", "cudaGetDeviceProperties", "cudaDriverGetVersion", "cudaMemGetInfo"}
 OUT_OF_MEMORY = 2
 # errors of a kernel that stay with the process until it ends; CUDA runtime API, enum cudaError

@@ -18,9 +18,7 @@ from dataclasses import dataclass
 from gmf_edge.engines.tensorrt.cuda import LEGACY_STREAM, PER_THREAD_STREAM, answer_of, call, driver
 from gmf_edge.errors import EngineError
 
-OTHER_CONTEXT_REMEDY = (
-    "use the GPU's primary context in both: with PyCUDA, import pycuda.autoprimaryctx instead of pycuda.autoinit"
-)
+OTHER_CONTEXT_REMEDY = "use the GPU's primary context in both: with PyCUDA, import pycuda.autoprimaryctx instead of pycuda.autoinit"
 
 
 @dataclass(frozen=True)
@@ -76,9 +74,7 @@ class CudaContext:
         # 0 or an error for memory of a pool (cudaMallocAsync) or mapped by hand: it belongs to the device
         code, owner = answer_of("cuPointerGetAttribute", attribute.CU_POINTER_ATTRIBUTE_CONTEXT, pointer)
         if not code and owner is not None and int(owner) not in (0, self.handle):
-            raise EngineError(
-                f"{name} belongs to another CUDA context of GPU {self.device} than the engine", OTHER_CONTEXT_REMEDY
-            )
+            raise EngineError(f"{name} belongs to another CUDA context of GPU {self.device} than the engine", OTHER_CONTEXT_REMEDY)
 
     def on_other_device(self, name: str, device: int) -> EngineError:
         """The error for an array of another GPU."""
@@ -99,4 +95,6 @@ class CudaContext:
             )
         # a capture would record the waiting, and not what is waited for
         if int(call("cudaStreamIsCapturing", handle)):
-            raise EngineError(f"{name} records a CUDA graph, and an inference is one already", "call infer_device outside of the capture")
+            raise EngineError(
+                f"{name} records a CUDA graph, and an inference is one already", "call infer_device outside of the capture"
+            )

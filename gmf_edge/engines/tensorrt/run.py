@@ -46,7 +46,7 @@ def in_its_context(method: Method[Arguments, Result]) -> Method[Arguments, Resul
     """A method of an open engine, run in the engine's CUDA context; the thread gets its own back."""
 
     @wraps(method)
-    def called(self: TensorRTEngine, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    def called(self: TensorRTEngine, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         if not self.is_open:
             raise EngineError("the engine is closed", "open it again")
         with self.cuda_context.current():
@@ -274,8 +274,8 @@ class TensorRTEngine:
     def __enter__(self) -> TensorRTEngine:
         return self
 
-    def __exit__(self, exc_type: type[BaseException] | None, *exc: object) -> None:
-        if exc_type is None:
+    def __exit__(self, *exc: object) -> None:
+        if exc[0] is None:
             self.close()
         else:
             # what cannot be released must not hide what led here
