@@ -35,8 +35,12 @@ def guards(version: str) -> dict[str, bool]:
     return {name: getattr(found, name) for name in TensorRTVersion.guards()}
 
 
+def usage(source: str, version: str) -> Usage:
+    return Usage(source, described(version), guards(version), [path.read_text() for path in SOURCES])
+
+
 def problems_of(source: str, version: str) -> list[str]:
-    return Usage(source, described(version), guards(version)).problems
+    return usage(source, version).problems
 
 
 @every_version
@@ -79,7 +83,7 @@ def test_the_oracle_sees_what_the_backend_uses(version: str) -> None:
     """An oracle that found nothing would find no problem either."""
     found: set[str] = set()
     for source in SOURCES:
-        found |= Usage(source.read_text(), described(version), guards(version)).found
+        found |= usage(source.read_text(), version).found
     assert len(found) > 80
     assert {
         "Builder.create_network",
@@ -128,14 +132,21 @@ MISTAKES = {
         {"10.3.0"},
     ),
     "inverted guard": (
-        "run.py",
+        "contexts.py",
         "if version.has_device_memory_size_v2:",
         "if not version.has_device_memory_size_v2:",
         "ICudaEngine has no attribute device_memory_size",
         {"8.6.1", "11.4.0.106"},
     ),
+    "a context's memory set in the old way": (
+        "contexts.py",
+        "context.set_device_memory(self.activations.pointer, self.activations.size)",
+        "context.set_device_memory(self.activations.pointer)",
+        "IExecutionContext.set_device_memory takes no such arguments",
+        {"10.3.0", "10.13.3.9", "11.4.0.106"},
+    ),
     "unknown method": (
-        "run.py",
+        "lane.py",
         "context.execute_async_v3(stream)",
         "context.execute_async_v2([], stream)",
         "IExecutionContext has no attribute execute_async_v2",

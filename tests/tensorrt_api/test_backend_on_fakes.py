@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import trt_bindings
-from cuda_fake import FakeCuda
 from trt_fake import CLASSES, FakeModel
 from trt_machine import MakeMachine, expected, images
 
@@ -36,9 +35,9 @@ def test_build_open_run(make: MakeMachine, version: str) -> None:
     with machine.open(files) as engine:
         for batch in (1, 2, 4, 2):
             np.testing.assert_allclose(engine.infer(images(batch, batch)), expected(images(batch, batch)), rtol=1e-6, atol=1e-6)
-        # one graph per batch size, replayed when the size comes again
+        # one graph per batch size, captured behind its first run and replayed when the size comes again
         assert machine.cuda.log.count("instantiate") == 3
-        assert machine.cuda.log.count("launch") == 4
+        assert machine.cuda.log.count("launch") == 1
         assert engine.facts.version == version
         assert engine.facts.form == "portable"
         assert engine.facts.notes[0].startswith(f"TensorRT {version} is {machine.sidecar['target']}")
@@ -467,77 +466,6 @@ def test_half_precision_input_and_output(make: MakeMachine) -> None:
         logits = engine.infer(images(2))
         assert logits.dtype == np.float32
         np.testing.assert_allclose(logits, expected(images(2)), rtol=2e-3, atol=2e-3)
-
-
-class GpuArray:
-    """What PyCUDA's GPUArray shows: __cuda_array_interface__ only."""
-
-    def __init__(self, cuda: FakeCuda, values: np.ndarray[Any, Any]) -> None:
-        self.shape, self.dtype = values.shape, values.dtype
-        _, self.pointer = cuda.cudaMalloc(values.nbytes)
-        block = cuda.memory[self.pointer]
-        self.values = np.frombuffer(memoryview(block), values.dtype).reshape(values.shape)
-        self.values[:] = values
-        self.strides: tuple[int, ...] | None = None
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        told = {"shape": self.shape, "typestr": self.dtype.str, "data": (self.pointer, False), "version": 2}
-        return {**told, "strides": self.strides}
-
-
-@every_version
-def test_gpu_arrays_go_in_and_out_without_a_copy(make: MakeMachine, version: str) -> None:
-    machine = make(version)
-    files = machine.build()
-    with machine.open(files) as engine:
-        source = GpuArray(machine.cuda, images(3))
-        target = GpuArray(machine.cuda, np.full((3, CLASSES), np.nan, np.float32))
-        machine.cuda.log.clear()
-        assert engine.infer_device(source, out=target) is target
-        np.testing.assert_allclose(target.values, expected(images(3)), rtol=1e-6, atol=1e-6)
-        assert not [entry for entry in machine.cuda.log if entry.startswith("copy")]
-        # the producer's work is waited for, and the answer is complete on return
-        assert machine.cuda.log == ["wait", "wait", "synchronize"]
-        own = engine.infer_device(source)
-        told = own.__cuda_array_interface__
-        assert told["shape"] == (3, CLASSES)
-        assert told["typestr"] == "<f4"
-        assert machine.cuda.contains(told["data"][0], 3 * CLASSES * 4)
-
-
-@pytest.mark.parametrize("fault", ["type", "strides", "host", "out"])
-def test_gpu_arrays_that_do_not_fit_are_refused(make: MakeMachine, fault: str) -> None:
-    machine = make("10.3.0")
-    files = machine.build()
-    with machine.open(files) as engine:
-        source: Any = GpuArray(machine.cuda, images(2).astype(np.float16 if fault == "type" else np.float32))
-        if fault == "strides":
-            source.strides = (4 * 3 * 32 * 32, 4, 4 * 3 * 32, 4 * 3)
-        out = GpuArray(machine.cuda, np.zeros((1, CLASSES), np.float32)) if fault == "out" else None
-        message = {
-            "type": "images has type float16, the engine's is float32",
-            "strides": "images is not contiguous",
-            "host": "outside GPU memory",
-            "out": r"out has shape \(1, 5\)",
-        }[fault]
-        with pytest.raises(EngineError, match=message):
-            engine.infer_device(images(2) if fault == "host" else source, out=out)
-
-
-def test_steps_are_timed(make: MakeMachine) -> None:
-    machine = make("10.3.0")
-    files = machine.build()
-    with machine.open(files) as engine:
-        engine.infer(images(2))
-        machine.cuda.log.clear()
-        times = engine.infer_timed(images(2))
-        assert [entry.split()[0] for entry in machine.cuda.log] == ["copy", "launch", "copy", "synchronize"]
-        assert min(times.h2d_ms, times.compute_ms, times.d2h_ms, times.enqueue_ms) >= 0
-        assert times.latency_ms == pytest.approx(times.h2d_ms + times.compute_ms + times.d2h_ms)
-        machine.cuda.log.clear()
-        engine.infer_timed(images(2), transfers=False)
-        assert machine.cuda.log == ["launch", "synchronize"]
 
 
 @every_version

@@ -7,7 +7,6 @@ answer and the build's outcome are given by the test (`FakeModel`).
 
 from __future__ import annotations
 
-import ctypes
 import json
 import sys
 import threading
@@ -17,12 +16,10 @@ from enum import IntEnum
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 from cuda_fake import FakeCuda
 from inspector_answers import engine_answer
+from trt_contexts_fake import ACTIVATION_BYTES, CLASSES, FakeContexts
 from trt_stubs import parameters, python_type, returned
-
-CLASSES = 5
 
 
 @dataclass
@@ -41,6 +38,7 @@ class FakeModel:
         engine_type: DataType member of the engine's input and output.
         plugins: creators known from the start; `library_plugins` those that load_library brings.
         capture_fails: the engine cannot be captured in a CUDA graph.
+        compute_ms, launch_ms: what an inference takes the GPU, and the CPU to launch it layer by layer.
     """
 
     layers: list[tuple[str, str, list[str], list[str], dict[str, Any]]] = field(default_factory=list)
@@ -55,6 +53,8 @@ class FakeModel:
     plugins: list[str] = field(default_factory=list)
     library_plugins: list[str] = field(default_factory=list)
     capture_fails: bool = False
+    compute_ms: float = 0.5
+    launch_ms: float = 0.1
     image_shape: tuple[int, int, int] = (3, 32, 32)
     progress_phases: list[tuple[str, str | None, int]] = field(default_factory=lambda: [("Building Engine", None, 4)])
 
@@ -171,7 +171,8 @@ class FakeTensorRT(ModuleType):
     # what the classes do, beyond existing
 
     def _behave(self) -> None:
-        types, model, cuda = self.types, self.model, self.cuda
+        types, model = self.types, self.model
+        contexts = self.contexts = FakeContexts(self)
 
         def with_init(name: str, init: Callable[..., None]) -> None:
             def __init__(owner: Any, *args: Any, **kwargs: Any) -> None:
@@ -221,7 +222,8 @@ class FakeTensorRT(ModuleType):
             "ILayer.get_output": lambda owner, index: owner._tensors_out[index],
             "ILayer.set_output_type": lambda owner, index, dtype: owner._output_types.update({index: dtype.name}),
             "Runtime.deserialize_cuda_engine": self._deserialize,
-            "ICudaEngine.create_execution_context": lambda owner, *args, **kwargs: self._context(owner),
+            "ICudaEngine.create_execution_context": contexts.create,
+            "ICudaEngine.create_execution_context_without_device_memory": lambda owner: contexts.create(owner, owns_memory=False),
             "ICudaEngine.create_engine_inspector": lambda owner: types["EngineInspector"](),
             "ICudaEngine.get_tensor_name": lambda owner, index: ("images", "logits")[index],
             "ICudaEngine.get_tensor_dtype": lambda owner, name: types["DataType"][model.engine_type],
@@ -229,12 +231,13 @@ class FakeTensorRT(ModuleType):
             "ICudaEngine.get_tensor_profile_shape": lambda owner, name, profile_index: [
                 (batch, *model.image_shape) for batch in owner._profile
             ],
-            "IExecutionContext.set_input_shape": self._set_input_shape,
+            "IExecutionContext.set_input_shape": contexts.set_input_shape,
+            "IExecutionContext.set_device_memory": contexts.set_memory,
             "IExecutionContext.set_tensor_address": lambda owner, name, memory: (
                 bool(owner._addresses.update({name: memory})) or True
             ),
-            "IExecutionContext.set_optimization_profile_async": lambda owner, profile_index, stream_handle: profile_index == 0,
-            "IExecutionContext.execute_async_v3": self._execute,
+            "IExecutionContext.set_optimization_profile_async": contexts.choose_profile,
+            "IExecutionContext.execute_async_v3": contexts.execute,
             "EngineInspector.get_engine_information": self._inspect,
             "IPluginRegistry.load_library": self._load_library,
             "Builder.get_plugin_registry": lambda owner: self._registry(owner.__dict__.setdefault("_plugins", [])),
@@ -259,9 +262,8 @@ class FakeTensorRT(ModuleType):
         types["ICudaEngine"].num_io_tensors = property(lambda owner: 2)
         for name in ("device_memory_size", "device_memory_size_v2"):
             if name in self.described["classes"]["ICudaEngine"]["properties"]:
-                setattr(types["ICudaEngine"], name, property(lambda owner: 3 << 20))
+                setattr(types["ICudaEngine"], name, property(lambda owner: ACTIVATION_BYTES))
         types["IOptimizationProfile"].__bool__ = lambda owner: True
-        assert cuda is not None
 
     def _registry(self, known: list[str]) -> Any:
         registry = self.types["IPluginRegistry"]()
@@ -385,46 +387,8 @@ class FakeTensorRT(ModuleType):
             return None
         engine = self.types["ICudaEngine"]()
         engine._profile = values["profile"]
+        engine._logger, engine._cuda_context = runtime._logger, self.cuda.context
         return engine
-
-    def _context(self, engine: Any) -> Any:
-        context = self.types["IExecutionContext"]()
-        context._addresses, context._shape, context._runs_of, context._is_captured = {}, None, None, False
-        return context
-
-    @staticmethod
-    def _set_input_shape(context: Any, name: str, shape: Any) -> bool:
-        assert not context._is_captured, "a context must not change under the graph that was captured from it"
-        context._shape = tuple(shape)
-        return True
-
-    def _execute(self, context: Any, stream_handle: int) -> bool:
-        batch, dtype = context._shape[0], np.float32 if self.model.engine_type == "FLOAT" else np.float16
-        size = int(np.prod(context._shape)) * np.dtype(dtype).itemsize
-        out_size = batch * CLASSES * np.dtype(dtype).itemsize
-        source, target = context._addresses["images"], context._addresses["logits"]
-        if not (self.cuda.contains(source, size) and self.cuda.contains(target, out_size)):
-            return False
-        if self.cuda.is_capturing(stream_handle) and (self.model.capture_fails or context._runs_of != context._shape):
-            # the first run of a shape loads kernels and allocates, which a capture does not allow
-            return False
-        context._runs_of = context._shape
-        context._is_captured = context._is_captured or self.cuda.is_capturing(stream_handle)
-        shape = context._shape
-
-        def compute() -> None:
-            assert self.cuda.contains(source, size), "a kernel reads memory that was freed meanwhile"
-            images = np.frombuffer((ctypes.c_ubyte * size).from_address(source), dtype).reshape(shape)
-            logits = images.astype(np.float64).mean(axis=(1, 2, 3))[:, None] + np.arange(CLASSES)
-            ctypes.memmove(target, logits.astype(dtype).tobytes(), out_size)
-
-        if self.cuda.enqueue(stream_handle, compute):
-            return False
-        profiler = context.__dict__["_values"].get("profiler")
-        if profiler is not None:
-            for layer in self.inspected()["Layers"]:
-                profiler.report_layer_time(layer["Name"], 2.0 if "softmax" not in layer["Metadata"] else 0.5)
-        return True
 
     def inspected(self) -> dict[str, Any]:
         """The inspector's answer in this version's schema."""

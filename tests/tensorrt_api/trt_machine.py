@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import trt_bindings
+from cuda_driver_fake import FakeDriver
 from cuda_fake import FakeCuda
 from trt_fake import CLASSES, FakeModel, FakeTensorRT
 
 from gmf_edge.artifact import cache_root
 from gmf_edge.engines.protocol import EngineRequest, Graphs
+from gmf_edge.engines.tensorrt import cuda as cuda_calls
 from gmf_edge.engines.tensorrt.backend import TensorRTBackend
 from gmf_edge.spec import OPSET_NEW, OPSET_OLD, BatchProfile, Precision
 
@@ -28,6 +30,7 @@ class Machine:
 
     trt: FakeTensorRT
     cuda: FakeCuda
+    driver: FakeDriver
     model: FakeModel
     request: EngineRequest
     out: Path
@@ -55,11 +58,19 @@ def without(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name)
 
 
+def forget_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Polygraphy keeps the TensorRT that it saw first, and the backend the CUDA."""
+    without("polygraphy", monkeypatch)
+    cuda_calls.runtime.cache_clear()
+    cuda_calls.driver.cache_clear()
+
+
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeMachine]:
     pytest.importorskip("polygraphy", reason="Polygraphy is not installed: pip install polygraphy")
     monkeypatch.setenv("GMF_EDGE_CACHE", str(tmp_path / "cache"))
     cache_root.cache_clear()
+    made: list[FakeCuda] = []
 
     def machine(version: str, model: FakeModel | None = None, **cuda_options: Any) -> Machine:
         try:
@@ -68,14 +79,17 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeMachin
             pytest.skip(str(error))
         model = model or FakeModel()
         cuda = FakeCuda(**cuda_options)
+        driver = FakeDriver(cuda)
         trt = FakeTensorRT(described, cuda, model)
-        # Polygraphy keeps the TensorRT that it saw first
-        without("polygraphy", monkeypatch)
+        made.append(cuda)
+        forget_modules(monkeypatch)
         without("cuda", monkeypatch)
         packages = {name: ModuleType(name) for name in ("cuda", "cuda.bindings")}
         packages["cuda.bindings"].runtime = cuda  # type: ignore[attr-defined]
+        packages["cuda.bindings"].driver = driver  # type: ignore[attr-defined]
         packages["cuda"].bindings = packages["cuda.bindings"]  # type: ignore[attr-defined]
-        for name, module in {**packages, "cuda.bindings.runtime": cuda, "tensorrt": trt}.items():
+        modules = {"cuda.bindings.runtime": cuda, "cuda.bindings.driver": driver, "tensorrt": trt}
+        for name, module in {**packages, **modules}.items():
             monkeypatch.setitem(sys.modules, name, module)
         bundle, out = tmp_path / "bundle", tmp_path / "out"
         for folder in (bundle, out):
@@ -86,11 +100,13 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeMachin
                 files[form, opset] = f"{form}-{opset}.onnx"
                 (bundle / files[form, opset]).write_bytes(f"{form} {opset}".encode())
         request = EngineRequest(Graphs(bundle, files), Precision.FP16, BatchProfile(1, 2, 4), (32, 32))
-        return Machine(trt, cuda, model, request, out)
+        return Machine(trt, cuda, driver, model, request, out)
 
     yield machine
-    without("polygraphy", monkeypatch)
+    forget_modules(monkeypatch)
     cache_root.cache_clear()
+    # also what a handler, or a __del__, has swallowed
+    assert [text for cuda in made for text in cuda.violations] == []
 
 
 def images(batch: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:

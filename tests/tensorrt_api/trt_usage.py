@@ -1,9 +1,9 @@
 """Which parts of TensorRT's API a source file uses, held against the bindings of one version.
 
-    Usage(source, dump(version), guards).problems  -> ["line 12: BuilderFlag has no member FP16", ...]
+    Usage(source, dump(version), guards, siblings).problems  -> ["line 12: BuilderFlag has no member FP16", ...]
 
 It walks the syntax tree and follows types as far as they are told: `import tensorrt as trt`, annotations (`builder: trt.Builder`,
-also on self), what calls return by the bindings' signatures or by the file's own annotations, properties, elements of lists,
+also on self), what calls return by the bindings' signatures or by annotations in the file and its siblings, properties, elements of lists,
 typing.cast. It checks every trt.X.Y, every attribute and method of an object whose class it knows, the keywords and number of
 arguments of their calls, and the methods of classes derived from TensorRT's.
 
@@ -31,7 +31,7 @@ class Usage:
         problems: what this version lacks, with the line.
     """
 
-    def __init__(self, source: str, described: Mapping[str, Any], guards: Mapping[str, bool]) -> None:
+    def __init__(self, source: str, described: Mapping[str, Any], guards: Mapping[str, bool], siblings: Sequence[str] = ()) -> None:
         self.classes: Mapping[str, Any] = described["classes"]
         self.functions: Mapping[str, list[str]] = described["functions"]
         self.constants: Mapping[str, str] = described["constants"]
@@ -39,10 +39,9 @@ class Usage:
         self.found: set[str] = set()
         self.problems: list[str] = []
         tree = ast.parse(source)
-        # what the file's own functions return, by name; methods too, as their names are not reused with other types
-        self.returns = {
-            node.name: node.returns for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.returns is not None
-        }
+        # what functions return, by name; methods too: within a file names are not reused with other types, and of the siblings' only
+        # those count that all of them agree about
+        self.returns = {**_agreed([found for text in siblings for found in _returns(ast.parse(text))]), **dict(_returns(tree))}
         self.attributes = self._annotated_attributes(tree)
         self._block(tree.body, {})
 
@@ -369,6 +368,19 @@ class Usage:
                 return
         shown = ", ".join([f"{len(node.args)} by position", *sorted(keywords)])
         self._problem(node, f"{name} takes no such arguments ({shown}); it has {' or '.join(signatures)}")
+
+
+def _returns(tree: ast.AST) -> list[tuple[str, ast.expr]]:
+    """(name, return annotation) of each function."""
+    return [(node.name, node.returns) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.returns is not None]
+
+
+def _agreed(found: Sequence[tuple[str, ast.expr]]) -> dict[str, ast.expr]:
+    """Those names that have one annotation throughout."""
+    texts: dict[str, set[str]] = {}
+    for name, annotation in found:
+        texts.setdefault(name, set()).add(ast.unparse(annotation))
+    return {name: annotation for name, annotation in found if len(texts[name]) == 1}
 
 
 def _elements(kind: str) -> list[str]:

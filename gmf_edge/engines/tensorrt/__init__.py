@@ -6,7 +6,13 @@ options    how to build; trtexec's spellings
 build      graph -> engine bytes
 inspect    engine -> layers and their precision; the proof
 sidecar    what an engine was built for; refusal of foreign ones
-run        the opened engine: NumPy in and out, GPU arrays without a copy, CUDA graphs, several streams
+load       engine bytes -> TensorRT's engine, with its plugins and weights
+tensors    what goes in and out of it
+run        the opened engine: NumPy in and out, GPU arrays without a copy, several streams
+lane       one of its streams: buffers, CUDA graphs, times
+contexts   the execution contexts of a stream, and the memory that they share
+arrays     GPU arrays of other libraries
 cuda       the CUDA calls of all these
+cuda_context   whose a pointer or a stream is, and the context that an engine runs in
 doctor     what is here, what is missing, what to do
 """

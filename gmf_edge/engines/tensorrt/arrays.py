@@ -4,7 +4,7 @@ Two protocols tell where an array lies:
   DLPack                     PyTorch, CuPy, JAX: obj.__dlpack__(stream=...) also makes our stream wait for the producer's work
   __cuda_array_interface__   PyCUDA, CuPy, Numba, PyTorch: pointer, shape and type as a dictionary; from version 3 with a stream
 DLPack is asked first, because only it always says when the data is ready. Sources: dmlc/dlpack, dlpack.h (DLManagedTensor,
-unversioned), and Numba's description of the CUDA array interface, versions 0 to 3.
+unversioned), and Numba's description of the CUDA array interface, versions 0 to 3; NvInferRuntime.h, setTensorAddress, for alignment.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from typing import Any
 import numpy as np
 
 from gmf_edge.engines.tensorrt.cuda import LEGACY_STREAM, Stream
+from gmf_edge.engines.tensorrt.cuda_context import CudaContext
 from gmf_edge.errors import EngineError
 
 _DL_CUDA, _DL_CUDA_MANAGED = 2, 13
 # DLDataTypeCode: 0 signed, 1 unsigned, 2 floating
 _DL_TYPES = {(2, 32): "float32", (2, 16): "float16"}
+# TensorRT: "The pointer must have at least 256-byte alignment"
+ALIGNMENT = 256
 
 
 class _DLTensor(ctypes.Structure):
@@ -49,12 +52,14 @@ class DeviceView:
         shape: elements per axis, C order.
         dtype: of the elements.
         owner: whatever holds the memory.
+        stream: handle of the stream that still writes it, or None where it is complete.
     """
 
     pointer: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     owner: Any
+    stream: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -70,7 +75,7 @@ class DeviceView:
             "data": (self.pointer, False),
             "strides": None,
             "version": 3,
-            "stream": None,  # results are handed out when they are complete
+            "stream": self.stream,
         }
 
 
@@ -81,28 +86,55 @@ def is_device_array(value: Any) -> bool:
     return hasattr(value, "__cuda_array_interface__")
 
 
-def device_view(value: Any, stream: Stream | None, name: str) -> DeviceView:
-    """Where an array lies; later work on `stream` waits until it is ready (None: the caller's own stream is used throughout).
+def device_view(value: Any, place: CudaContext, stream: Stream, name: str, is_written: bool = False) -> DeviceView:
+    """Where an array lies; later work on `stream` waits for what its library has under way on it.
+
+    Args:
+        value: the array.
+        place: the context that will use it.
+        stream: of that context.
+        name: of the array, for errors.
+        is_written: it is written to, which a read-only array does not allow.
 
     Raises:
-        EngineError: it is not in GPU memory, not contiguous, or not floating.
+        EngineError: it is not in GPU memory, on another GPU or of another CUDA context, not contiguous, not floating, not aligned as
+            TensorRT needs it, or read-only although it is written to.
     """
     # a PyTorch tensor that tracks gradients refuses both protocols
     if getattr(value, "requires_grad", False):
         value = value.detach()
     if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__") and is_device_array(value):
-        return _from_dlpack(value, stream, name)
-    if hasattr(value, "__cuda_array_interface__"):
-        return _from_cuda_array_interface(value, stream, name)
-    raise EngineError(
-        f"{name} is a {type(value).__name__} outside GPU memory",
-        "give an array of PyTorch (cuda), CuPy, PyCUDA or Numba; for NumPy arrays use infer",
-    )
+        # before the producer is asked to order its work with a stream of another GPU
+        device = int(value.__dlpack_device__()[1])
+        if device != place.device:
+            raise place.on_other_device(name, device)
+        view = _from_dlpack(value, stream, name)
+        place.check_pointer(view.pointer, name)
+    elif hasattr(value, "__cuda_array_interface__"):
+        view = _from_cuda_array_interface(value, name, is_written)
+        place.check_pointer(view.pointer, name)
+        # versions before 3 name no stream, and Numba says None for arrays of its default stream: the legacy default stream waits for
+        # all blocking streams, PyCUDA's and PyTorch's default streams among them; work on a non-blocking stream must be synchronised
+        # by the caller
+        producer = view.stream or LEGACY_STREAM
+        place.check_stream(producer, f"the stream of {name}")
+        stream.wait_for(producer)
+    else:
+        raise EngineError(
+            f"{name} is a {type(value).__name__} outside GPU memory",
+            "give an array of PyTorch (cuda), CuPy, PyCUDA or Numba; for NumPy arrays use infer",
+        )
+    if view.pointer % ALIGNMENT:
+        raise EngineError(
+            f"{name} starts at an address that is not a multiple of {ALIGNMENT} bytes, which TensorRT needs",
+            "give an array of its own instead of a part of another",
+        )
+    return view
 
 
-def _from_dlpack(value: Any, stream: Stream | None, name: str) -> DeviceView:
-    # -1 asks the producer not to synchronise: its work is on the stream that the caller handed to us
-    capsule = value.__dlpack__(stream=-1 if stream is None else stream.handle)
+def _from_dlpack(value: Any, stream: Stream, name: str) -> DeviceView:
+    # the producer makes our stream wait for its work
+    capsule = value.__dlpack__(stream=stream.handle)
     pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
     pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     # the capsule is not consumed: it keeps its name, so its own destructor releases the tensor when the view is gone
@@ -116,18 +148,17 @@ def _from_dlpack(value: Any, stream: Stream | None, name: str) -> DeviceView:
     return DeviceView(int(tensor.data or 0) + int(tensor.byte_offset), shape, np.dtype(dtype), (value, capsule))
 
 
-def _from_cuda_array_interface(value: Any, stream: Stream | None, name: str) -> DeviceView:
+def _from_cuda_array_interface(value: Any, name: str, is_written: bool) -> DeviceView:
     interface = value.__cuda_array_interface__
     shape = tuple(int(size) for size in interface["shape"])
     dtype = np.dtype(interface["typestr"])
     if dtype not in (np.dtype("float32"), np.dtype("float16")):
         raise EngineError(f"{name} has type {dtype}, neither float32 nor float16", "convert it on the GPU first")
     _check_contiguous(shape, interface.get("strides"), dtype.itemsize, name)
-    if stream is not None:
-        # versions before 3 name no stream: the legacy default stream waits for all blocking streams, PyCUDA's and PyTorch's
-        # default streams among them; work on a non-blocking stream must be synchronised by the caller
-        stream.wait_for(int(interface.get("stream") or LEGACY_STREAM))
-    return DeviceView(int(interface["data"][0]), shape, dtype, value)
+    pointer, is_read_only = interface["data"]
+    if is_written and is_read_only:
+        raise EngineError(f"{name} is read-only", "give an array that may be written")
+    return DeviceView(int(pointer), shape, dtype, value, interface.get("stream"))
 
 
 def _check_contiguous(shape: Sequence[int], strides: Sequence[int] | None, unit: int, name: str) -> None:

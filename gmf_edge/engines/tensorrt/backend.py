@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from gmf_edge.engines.tensorrt.build import build_engine
 from gmf_edge.engines.tensorrt.config import BuildJob
 from gmf_edge.engines.tensorrt.cuda import Device, available_memory_mib
 from gmf_edge.engines.tensorrt.inspect import LayerTimes, layer_records, read_inspector_json
+from gmf_edge.engines.tensorrt.load import deserialize
 from gmf_edge.engines.tensorrt.log import BuildLog
 from gmf_edge.engines.tensorrt.options import TensorRTOptions
 from gmf_edge.engines.tensorrt.plugins import PLUGIN_OP, check_plugin_library, registered_plugins
 from gmf_edge.engines.tensorrt.proof import REFUTED, PrecisionProof, prove_precision
-from gmf_edge.engines.tensorrt.run import TensorRTEngine, deserialize
+from gmf_edge.engines.tensorrt.run import TensorRTEngine
 from gmf_edge.engines.tensorrt.sidecar import Sidecar, graph_sha256
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import EngineError, EnvironmentProblem, GmfEdgeError, PrecisionError, StaleArtifact
@@ -32,6 +34,8 @@ from gmf_edge.spec import Precision
 ENGINE_FILE = "engine.plan"
 # the engine inspector's answer as it is: what NVIDIA's viewers open, and what a report about a precision needs
 LAYERS_FILE = "engine.plan.layers.json"
+# chosen when the engine is built, used whenever it is opened
+RUN_TIME_OPTIONS = ("streams", "cuda_graphs")
 PROFILED_RUNS = 10
 # the first that was seen to work with 11 (0.49.9 uses what 11 has removed)
 POLYGRAPHY_FOR_11 = (0, 49, 26)
@@ -153,7 +157,7 @@ class TensorRTBackend:
         return ENGINE_FILE, sidecar.write(engine_path).name, LAYERS_FILE
 
     def open(self, request: EngineRequest, folder: Path, files: tuple[str, ...]) -> TensorRTEngine:
-        """Open what build wrote.
+        """Open what build wrote, with the run-time options that it was built with where the request has none of its own.
 
         Raises:
             StaleArtifact: built on another device or version, or from another graph.
@@ -162,9 +166,9 @@ class TensorRTBackend:
         """
         if not files:
             raise EngineError("no engine file was given", "run 'gmf-edge deploy' to build it")
-        options = TensorRTOptions.of(request.options)
         path = folder / files[0]
         sidecar = Sidecar.read(path)
+        options = run_time_options(sidecar, request.options)
         graph = request.graphs.folder / sidecar.graph_file
         if graph.is_file() and graph_sha256(graph) != sidecar.graph_sha256:
             raise StaleArtifact(
@@ -173,12 +177,31 @@ class TensorRTBackend:
         return open_engine(path, sidecar, options, graph if sidecar.stripped else None)
 
 
-def open_engine(path: Path, sidecar: Sidecar, options: TensorRTOptions, refit_from: Path | None = None) -> TensorRTEngine:
-    """Open an engine file that fits this machine; refit_from is the graph whose weights a stripped engine lacks.
+def run_time_options(sidecar: Sidecar, given: Mapping[str, Any] | None = None) -> TensorRTOptions:
+    """How to run an engine: as was chosen when it was built, where `given` does not say otherwise.
+
+    Raises:
+        SpecError: an unknown option, or a value that it cannot take.
+    """
+    stored = {name: sidecar.options.get(name) for name in RUN_TIME_OPTIONS}
+    return TensorRTOptions.of({**stored, **{name: value for name, value in (given or {}).items() if value is not None}})
+
+
+def open_engine(
+    path: Path, sidecar: Sidecar, options: TensorRTOptions | None = None, refit_from: Path | None = None
+) -> TensorRTEngine:
+    """Open an engine file that fits this machine.
+
+    Args:
+        path: the engine.
+        sidecar: what is known of it.
+        options: its run-time options (streams, cuda_graphs) and plugin library; None for those that it was built with.
+        refit_from: the graph whose weights a stripped engine lacks.
 
     Raises:
         StaleArtifact, EngineError, EnvironmentProblem: see TensorRTBackend.open.
     """
+    options = options or run_time_options(sidecar)
     device = Device.here()
     version = TensorRTVersion.here()
     sidecar.check(path, device, version)

@@ -1,7 +1,8 @@
-"""The part of the CUDA runtime that an engine needs: device facts, streams, events, graphs, pinned and device memory.
+"""The part of CUDA that an engine needs: device facts, streams, events, graphs, pinned and device memory.
 
-cuda-python is imported when the first call is made, as `cuda.bindings.runtime` (12.6 and newer) or `cuda.cudart` (older).
-Each of its functions returns a tuple that starts with the error code; `call` turns that into an exception and drops it.
+cuda-python is imported when the first call is made, as `cuda.bindings.runtime` and `cuda.bindings.driver` (11.8.6, 12.6 and newer) or
+`cuda.cudart` and `cuda.cuda` (older). Each of its functions returns a tuple that starts with the error code; `call` turns that into an
+exception and drops it. The driver's part is used for what the runtime cannot say: whose a context, a pointer or a stream is.
 
 Errors: what a machine without a usable GPU or driver gives is an EnvironmentProblem; everything later is an EngineError.
 """
@@ -9,11 +10,13 @@ Errors: what a machine without a usable GPU or driver gives is an EnvironmentPro
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +34,19 @@ NO_DEVICE_ERRORS = {
     46: "all GPUs are busy or out of reach",
     100: "there is no NVIDIA GPU",
     101: "there is no such GPU",
+    802: "the system is not ready yet; GPUs joined by NVSwitch need the Fabric Manager (nvidia-fabricmanager) to run",
     803: "the NVIDIA driver and the CUDA compatibility libraries do not fit each other",
     804: "this GPU does not support CUDA forward compatibility",
 }
+# these can mean anything later on, but a machine that answers the first questions with them has no working driver
+START_ERRORS = {
+    304: "the operating system refused a call of the driver",
+    999: "the driver failed for a reason that it does not know",
+}
+START_CALLS = {"cudaGetDeviceCount", "cudaGetDevice", "cudaGetDeviceProperties", "cudaDriverGetVersion", "cudaMemGetInfo"}
 OUT_OF_MEMORY = 2
+# errors of a kernel that stay with the process until it ends; CUDA runtime API, enum cudaError
+STICKY_ERRORS = {700, 702, 710, 714, 715, 716, 717, 718, 719}
 GPU_REMEDY = (
     "check 'nvidia-smi' (Jetson: 'cat /etc/nv_tegra_release'); in a container start it with '--gpus all' or '--runtime nvidia'; "
     "without a GPU use --backend onnxruntime"
@@ -42,6 +54,7 @@ GPU_REMEDY = (
 LEGACY_STREAM, PER_THREAD_STREAM = 1, 2
 
 
+@functools.cache
 def runtime() -> Any:
     """The cudart module of cuda-python.
 
@@ -58,27 +71,66 @@ def runtime() -> Any:
     return cudart
 
 
-def call(name: str, *arguments: Any) -> Any:
-    """Call a function of the CUDA runtime; its results without the error code (None, one value, or a tuple).
+@functools.cache
+def driver() -> Any:
+    """The module of cuda-python for libcuda, which comes with `runtime`.
+
+    Raises:
+        EnvironmentProblem: cuda-python is not installed.
+    """
+    try:
+        from cuda.bindings import driver as libcuda
+    except ImportError:
+        try:
+            from cuda import cuda as libcuda
+        except ImportError as error:
+            raise EnvironmentProblem(f"cuda-python cannot be imported: {error}", "pip install cuda-bindings") from error
+    return libcuda
+
+
+def answer_of(name: str, *arguments: Any) -> tuple[int, Any]:
+    """(error code, results) of a function of the CUDA runtime ("cudaMalloc") or driver ("cuCtxGetCurrent").
+
+    Results are None, one value, or a tuple. Only an error that says that no GPU can be used is raised here.
 
     Raises:
         EnvironmentProblem: there is no usable GPU or driver.
-        EngineError: the call failed.
     """
-    function = getattr(runtime(), name)
+    function = getattr(runtime() if name.startswith("cuda") else driver(), name)
     try:
         answer = function(*arguments)
     except RuntimeError as error:  # cuda-python itself: no libcuda.so.1 to load
         raise EnvironmentProblem(f"CUDA cannot be used: {error}", GPU_REMEDY) from error
     code = int(answer[0])
-    if code in NO_DEVICE_ERRORS:
-        raise EnvironmentProblem(f"CUDA cannot be used: {NO_DEVICE_ERRORS[code]} ({name}: error {code})", GPU_REMEDY)
+    why = NO_DEVICE_ERRORS.get(code) or (START_ERRORS.get(code) if name in START_CALLS else None)
+    if why is not None:
+        raise EnvironmentProblem(f"CUDA cannot be used: {why} ({name}: error {code})", GPU_REMEDY)
+    results = answer[1:]
+    return code, results[0] if len(results) == 1 else (results or None)
+
+
+def call(name: str, *arguments: Any) -> Any:
+    """Call a function of the CUDA runtime or driver; its results without the error code (None, one value, or a tuple).
+
+    Raises:
+        EnvironmentProblem: there is no usable GPU or driver.
+        EngineError: the call failed.
+    """
+    code, results = answer_of(name, *arguments)
     if code == OUT_OF_MEMORY:
         raise EngineError(f"{name}: the GPU is out of memory", "use smaller batches or fewer streams, or close other programs")
     if code:
-        raise EngineError(f"{name} failed with CUDA error {code} ({getattr(answer[0], 'name', 'unknown')})", "")
-    results = answer[1:]
-    return results[0] if len(results) == 1 else (results or None)
+        remedy = "CUDA cannot be used in this process any more: start it again" if code in STICKY_ERRORS else ""
+        raise EngineError(f"{name} failed with CUDA error {code} ({error_name(code)})", remedy)
+    return results
+
+
+def error_name(code: int) -> str:
+    """CUDA's name of an error, such as "cudaErrorLaunchFailure"."""
+    try:
+        return str(runtime().cudaError_t(code).name)
+    except ValueError:
+        return "unknown"
 
 
 @dataclass(frozen=True)
@@ -254,12 +306,7 @@ class Stream:
 
     def wait_for(self, producer: int) -> None:
         """Let later work here wait for what is on the stream `producer` now, without stopping the CPU."""
-        event = call("cudaEventCreateWithFlags", runtime().cudaEventDisableTiming)
-        try:
-            call("cudaEventRecord", event, producer)
-            call("cudaStreamWaitEvent", self.handle, event, 0)
-        finally:
-            call("cudaEventDestroy", event)  # CUDA keeps it alive until it has fired
+        order(producer, self.handle)
 
     def copy_to_device(self, destination: int, source: int, size: int) -> None:
         """Enqueue a copy of `size` bytes from host to device memory."""
@@ -269,15 +316,21 @@ class Stream:
         """Enqueue a copy of `size` bytes from device to host memory."""
         call("cudaMemcpyAsync", destination, source, size, runtime().cudaMemcpyKind.cudaMemcpyDeviceToHost, self.handle)
 
-    def copy_on_device(self, destination: int, source: int, size: int) -> None:
-        """Enqueue a copy of `size` bytes within device memory."""
-        call("cudaMemcpyAsync", destination, source, size, runtime().cudaMemcpyKind.cudaMemcpyDeviceToDevice, self.handle)
-
     def close(self) -> None:
         """Destroy it; a second close does nothing."""
         handle, self.handle = self.handle, 0
         if handle:
             call("cudaStreamDestroy", handle)
+
+
+def order(first: int, then: int) -> None:
+    """Let later work on the stream `then` wait for what is on the stream `first` now, without stopping the CPU."""
+    event = call("cudaEventCreateWithFlags", runtime().cudaEventDisableTiming)
+    try:
+        call("cudaEventRecord", event, first)
+        call("cudaStreamWaitEvent", then, event, 0)
+    finally:
+        call("cudaEventDestroy", event)  # CUDA keeps it alive until it has fired
 
 
 class Event:
@@ -291,7 +344,7 @@ class Event:
         call("cudaEventRecord", self.handle, stream.handle)
 
     def ms_since(self, earlier: Event) -> float:
-        """Milliseconds between two events that have fired."""
+        """Milliseconds of GPU time between two events that have fired."""
         return float(call("cudaEventElapsedTime", earlier.handle, self.handle))
 
     def close(self) -> None:
@@ -302,32 +355,38 @@ class Event:
 
 
 class Graph:
-    """Work recorded once and launched with one call; destroyed by close."""
+    """Work recorded once and launched with one call; destroyed by close, which must not come while it runs."""
 
     def __init__(self, executable: Any) -> None:
         self.executable = executable
 
     @classmethod
-    def capture(cls, stream: Stream, enqueue: Any) -> Graph:
-        """Record what enqueue() puts on the stream, without running it.
+    def capture(cls, stream: Stream, enqueue: Callable[[], None]) -> Graph:
+        """Record what enqueue() puts on the stream, without running it; whatever fails leaves nothing behind.
 
         Raises:
             EngineError: something in it cannot be captured.
         """
         # only this thread: another thread's allocation must not break the capture
         call("cudaStreamBeginCapture", stream.handle, runtime().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        graph = None
         try:
-            enqueue()
-        except Exception:
-            # the stream stays unusable until the capture is ended; its own error would hide the first one
-            runtime().cudaStreamEndCapture(stream.handle)
-            raise
-        graph = call("cudaStreamEndCapture", stream.handle)
-        try:
+            try:
+                enqueue()
+            finally:
+                # the stream stays unusable until the capture is ended; where enqueue failed, its error is the one to tell
+                code, graph = answer_of("cudaStreamEndCapture", stream.handle)
+            if code:
+                raise EngineError(f"the capture was invalidated: CUDA error {code} ({error_name(code)})")
             # CUDA 11, 12 and 13 agree on this one; cudaGraphInstantiate changed its arguments with 12
             return cls(call("cudaGraphInstantiateWithFlags", graph, 0))
+        except BaseException:
+            # the next call must not be blamed for the error that this one leaves
+            answer_of("cudaGetLastError")
+            raise
         finally:
-            call("cudaGraphDestroy", graph)
+            if graph is not None and int(graph):
+                call("cudaGraphDestroy", graph)
 
     def launch(self, stream: Stream) -> None:
         """Enqueue the recorded work."""

@@ -44,7 +44,8 @@ class TensorRTVersion:
         has_profile_sharing_flag: several contexts on one profile need PreviewFeature.PROFILE_SHARING_0806 at build time.
         has_progress_monitor: IProgressMonitor.
         has_strip_plan: BuilderFlag.STRIP_PLAN and REFIT_IDENTICAL, and OnnxParserRefitter to put the weights back.
-        has_device_memory_size_v2: ICudaEngine.device_memory_size_v2; the older name is gone in 11.
+        has_device_memory_size_v2: ICudaEngine.device_memory_size_v2 and IExecutionContext.set_device_memory, which takes a size; the
+            older names, and create_execution_context_without_device_memory, are gone in 11.
         has_external_tactic_sources: TacticSource.CUBLAS, CUBLAS_LT and CUDNN.
         has_same_compute_capability: HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY.
         has_tiling: IBuilderConfig.tiling_optimization_level.
