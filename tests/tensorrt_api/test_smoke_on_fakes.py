@@ -24,12 +24,16 @@ def at_work() -> Finding:
     return found
 
 
+def left_on(machine: Machine) -> list[object]:
+    return [machine.cuda.memory, machine.cuda.streams, machine.cuda.events, machine.cuda.graphs]
+
+
 def test_every_step_is_done_and_nothing_is_left(machine: Machine) -> None:
     done: list[str] = []
     assert smoke_test(done.append) > 0
     assert tuple(done) == STEPS
     assert [machine.cuda.log.count(name) for name in ("capture", "instantiate", "launch")] == [1, 1, 1]
-    assert not (machine.cuda.memory or machine.cuda.streams or machine.cuda.events or machine.cuda.graphs)
+    assert left_on(machine) == [{}] * 4
     assert at_work().state == OK
 
 
@@ -56,7 +60,7 @@ def test_the_step_that_fails_is_named_with_a_remedy(machine: Machine, function: 
     assert found.state == MISSING
     assert found.detail.startswith(f"{step}: ")
     assert function in found.detail
-    assert not (machine.cuda.memory or machine.cuda.streams or machine.cuda.events or machine.cuda.graphs)
+    assert left_on(machine) == [{}] * 4
 
 
 def test_bytes_that_do_not_arrive_are_found(machine: Machine) -> None:
