@@ -7,21 +7,15 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from trt_fake import CLASSES, FakeModel
-from trt_machine import MakeMachine, expected, images
+from trt_fake import FakeModel
+from trt_machine import MakeMachine, bundle
 
-from gmf_edge.bundle import GOLDEN, LABELS, Manifest, seal
 from gmf_edge.errors import StaleArtifact
-from gmf_edge.image import Preprocess
-from gmf_edge.spec import GATES, OPSET_NEW, OPSET_OLD, BatchProfile, ModelSpec, Precision
-from gmf_edge.verify.golden import Golden
-from gmf_edge.weights import WeightsOrigin
+from gmf_edge.spec import Precision
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_check.py"
 
@@ -43,34 +37,6 @@ def gpu_check(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr("gmf_edge.deploy.BUILD_DURATION_S", 0.01)
     monkeypatch.setattr(sys, "path", [*sys.path])
     return loaded(SCRIPT)
-
-
-def bundle(folder: Path, variant: str, precision: Precision, wrong_by: float = 0.0) -> Path:
-    """A bundle for the stand-in engine, whose logits are the image's mean plus the class index."""
-    folder.mkdir(parents=True)
-    graphs = {}
-    for form in ("portable", "plugin"):
-        for opset in (OPSET_OLD, OPSET_NEW):
-            graphs[f"{form}/{opset}"] = f"{form}-{opset}.onnx"
-            (folder / graphs[f"{form}/{opset}"]).write_bytes(b"onnx")
-    drawn = np.concatenate([images(2, 1), 4 * images(2, 2) + 1])
-    logits = expected(drawn) + wrong_by * np.arange(CLASSES) ** 2
-    Golden(drawn, logits.astype(np.float32), "drawn").save(folder / GOLDEN)
-    (folder / LABELS).write_text("".join(f"class {number}\n" for number in range(CLASSES)))
-    model = replace(ModelSpec.of("pico", CLASSES, (32, 32)), variant=variant)
-    manifest = Manifest(
-        model=model,
-        weights=WeightsOrigin.random(0),
-        precision=precision,
-        profile=BatchProfile(1, 2, 4),
-        preprocess=Preprocess((32, 32)),
-        gate=GATES[precision],
-        io_dtype="float32",
-        classes=tuple(f"class {number}" for number in range(CLASSES)),
-        graphs=graphs,
-    )
-    seal(folder, manifest)
-    return folder
 
 
 def checked(gpu_check: Any, folder: Path, **more: Any) -> dict[str, Any]:
@@ -260,6 +226,22 @@ def test_a_budget_goes_to_what_tells_most(gpu_check: Any, tmp_path: Path, monkey
     assert done[-1] == "tests"
 
 
+@pytest.mark.parametrize(
+    ("function", "answer"),
+    [("cudaGetDeviceCount", (999, None)), ("cudaGetDeviceProperties", (700, None)), ("cudaMemGetInfo", (2, None, None))],
+)
+def test_a_machine_that_answers_with_errors_is_described_all_the_same(
+    make: MakeMachine, gpu_check: Any, function: str, answer: tuple[Any, ...]
+) -> None:
+    machine = make("10.3.0")
+    setattr(machine.cuda, function, lambda *arguments: answer)
+    told = gpu_check.gpu_check_job.environment()
+    assert function in told["problem"]
+    assert told["tensorrt"] == "10.3.0"
+    assert told["findings"]
+    json.dumps(told)
+
+
 def without(folder: Path, *names: str) -> dict[str, str]:
     """An environment in which these packages are not installed."""
     folder.mkdir()
@@ -342,6 +324,9 @@ def test_the_gpu_tests_themselves_run_on_the_stand_ins(
     gpu.test_cuda_graphs_change_no_bit(folder)
     gpu.test_streams_give_what_one_stream_gives(folder)
     streams.test_graphs_share_the_activations_of_their_stream(folder)
+    # the whole system's memory says nothing of an engine's
+    with pytest.raises(pytest.skip.Exception, match="Jetson"):
+        memory.test_opening_and_closing_leaks_no_memory(folder)
     machine.cuda.integrated = False
     with pytest.raises(StaleArtifact, match="built on"):
         memory.test_opening_and_closing_leaks_no_memory(folder)

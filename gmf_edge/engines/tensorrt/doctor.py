@@ -41,11 +41,15 @@ def diagnose(plugin_library: str | None = None) -> tuple[Finding, ...]:
     """Driver, GPU, CUDA (its versions, and a small test of its work), TensorRT, Polygraphy and plugin of this machine, in that order."""
     findings = [_jetson(), _driver()]
     try:
-        device = Device.here()
+        device, free_mib = Device.here(), free_memory_mib()
     except GmfEdgeError as error:
         findings.append(Finding("GPU", MISSING, error.problem, error.remedy))
+    except Exception as error:  # cuda-python of another version than the driver may fail in any way
+        findings.append(
+            Finding("GPU", MISSING, f"{type(error).__name__}: {error}", "install the cuda-bindings of the driver's CUDA")
+        )
     else:
-        memory = f"{device.memory_mib} MiB{', shared with the CPU' if device.integrated else ''}, {free_memory_mib()} MiB free"
+        memory = f"{device.memory_mib} MiB{', shared with the CPU' if device.integrated else ''}, {free_mib} MiB free"
         findings.append(Finding("GPU", OK, f"{device.name} ({device.architecture}), {memory}"))
         findings += [_cuda(device), _smoke()]
     findings.append(_cuda_python())
