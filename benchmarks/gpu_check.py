@@ -364,7 +364,7 @@ def concluded(check: Check) -> int:
         if isinstance(error, KeyboardInterrupt):
             return 130
         raise
-    print(f"wrote {check.path} and {check.files.name}/")
+    print(f"wrote {check.path}" + (f" and {check.files.name}/ beside it" if check.files.is_dir() else ""))
     if result["problem"] is not None:
         print(f"NOT RUN: {result['summary']}")
         return EnvironmentProblem.exit_status

@@ -70,7 +70,7 @@ class TimingPlan:
 # trtexec's three seconds, and enough rounds to tell 2 % at the noise of a GPU with free clocks
 GPU_PLAN = TimingPlan(warmup_s=0.5, seconds=2.0, rounds=100, budget_s=30.0, fewest_calls=3)
 # at the batch sizes that do not decide
-GPU_GLANCE = TimingPlan(warmup_s=0.5, seconds=1.0, rounds=30, budget_s=0.0, fewest_calls=3)
+GPU_GLANCE = TimingPlan(warmup_s=0.5, seconds=2.0, rounds=30, budget_s=0.0, fewest_calls=3)
 CPU_PLAN = TimingPlan(warmup_s=0.1, seconds=0.2, rounds=15, budget_s=10.0, block_ms=5.0)
 
 
