@@ -231,12 +231,14 @@ class Ranking:
     Attributes:
         order: their names; behind the first by time.
         relative: name -> its time over that of the first, at the batch size that decides.
+        median_ms: name -> median of its blocks there, in the last comparison that it was part of; empty where nothing was timed.
         comparisons: in the order in which they were made.
         reason: one sentence with the figures; that there was one engine alone, where there was.
     """
 
     order: tuple[str, ...]
     relative: Mapping[str, float]
+    median_ms: Mapping[str, float]
     comparisons: tuple[Comparison, ...]
     reason: str
 
@@ -254,16 +256,20 @@ def rank_engines(engines: Sequence[tuple[str, Engine]], *, margin: float = RANKI
     """
     (best, best_engine), *others = engines
     times = {best: 1.0}
+    median_ms: dict[str, float] = {}
     comparisons = []
     for name, engine in others:
         found = compare_engines(engine, best_engine, names=(name, best), margin=margin, **{"cpu_plan": RANKING_PLAN, **settings})
         comparisons.append(found)
-        times[name] = times[best] / found.batches[0].speedup
+        decisive = found.batches[0]
+        times[name] = times[best] / decisive.speedup
+        median_ms |= {best: decisive.baseline_ms, name: decisive.candidate_ms}
         if found.accepted:
             best, best_engine = name, engine
     order = (best, *sorted((name for name in times if name != best), key=times.__getitem__))
     reason = "; ".join(found.reason for found in comparisons) or f"{best} is the only engine"
-    return Ranking(order, {name: times[name] / times[best] for name in order}, tuple(comparisons), reason)
+    relative = {name: times[name] / times[best] for name in order}
+    return Ranking(order, relative, median_ms, tuple(comparisons), reason)
 
 
 class _Timer:

@@ -98,7 +98,7 @@ def show_report(report: Mapping[str, Any]) -> None:
     if report["latency"]:
         show_latency(list(report["latency"].values()))
     if report.get("choice"):
-        show_choice(report["choice"], str(engine["backend"]))
+        show_choice(report["choice"])
     for name in ("plugin", "comparison"):
         if report.get(name):
             out.print(f"{name}: {report[name]['reason']}", markup=False)
@@ -109,13 +109,13 @@ def show_report(report: Mapping[str, Any]) -> None:
         out.print(f"{report['precision']} was delivered; beside it {other['precision']}: {other['reason']}", markup=False)
 
 
-def show_choice(choice: Mapping[str, Any], delivered: str) -> None:
+def show_choice(choice: Mapping[str, Any]) -> None:
     """Print a table of the engines that came into question, and why the delivered one was chosen."""
-    table = Table("engine", "version", "time", "", box=None, pad_edge=False)
+    table = Table("engine", "version", "median ms", "", box=None, pad_edge=False)
     for name, row in choice["engines"].items():
-        relative = "" if row["relative_time"] is None else f"{row['relative_time']:.2f}"
-        mark = "delivered" if row["backend"] == delivered and row["right"] else ("" if row["right"] else row["reason"])
-        table.add_row(name, row["version"] or "", relative, mark)
+        median = "" if row["median_ms"] is None else f"{row['median_ms']:.3f}"
+        remark = row["reason"] if not row["right"] else "delivered" if name == choice["delivered"] else ""
+        table.add_row(name, row["version"] or "", median, remark)
     out.print(table)
     out.print(f"choice: {choice['reason']}", markup=False)
 

@@ -135,14 +135,14 @@ def deploy_in_place(
                 failure = report["reason"]
             # it passed its trial and not this: the next one is still there
             if choice is not None:
-                choice["reason"] += f"; {built.backend.name} is not delivered: {failure}"
+                choice["reason"] += f"; {built.name} is not delivered: {failure}"
                 progress(None, choice["reason"])
                 continue
             plugin = {**(plugin or {}), "accepted": False, "reason": f"the engine without the plugin stays: with it, {failure}"}
             progress(None, plugin["reason"])
         for path in built.folder.iterdir():
             shutil.move(path, bundle.folder / path.name)
-    report |= {"plugin": plugin, "choice": choice}
+    report |= {"plugin": plugin, "choice": choice and {**choice, "delivered": built.name}}
     write_report(report, bundle.folder / REPORT)
     manifest = Manifest.from_json({**bundle.manifest.to_json(), "engine_files": list(built.files)})
     seal(bundle.folder, manifest)
