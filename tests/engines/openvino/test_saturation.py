@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-openvino = pytest.importorskip("openvino")
+pytest.importorskip("openvino")
+
+import openvino
 
 from gmf_edge.bundle import open_bundle
 from gmf_edge.engines.openvino.saturation import halve_weights, saturates
