@@ -1,8 +1,9 @@
 """INT8 weights of 7 bits, for x86 CPUs without VNNI.
 
-There the kernels multiply UINT8 activations with INT8 weights by VPMADDUBSW, which adds two products in 16 bits and saturates: 2 x 255 x 127
-is 64770, and 32767 is the largest. With codes of at most 64 in size the sum is 32640 at most. So the codes are halved and their scales
-doubled: one bit less of the weights, for sums that are right. VNNI (AVX512_VNNI, AVX_VNNI) adds in 32 bits and needs nothing.
+There the kernels multiply UINT8 activations with INT8 weights by VPMADDUBSW, which adds two products in 16 bits and saturates: the
+largest number is 32767, and 2 x 255 x 127 is 64770. With codes of at most 64 in size the sum is 32640 at most. So the codes are
+halved and their scales doubled: one bit less of the weights, for sums that are right. VNNI (AVX512_VNNI, AVX_VNNI) adds in 32 bits and
+needs nothing.
 
 Sources: Intel's instruction set reference, VPMADDUBSW; oneDNN's documentation, "Nuances of int8 computations".
 """
