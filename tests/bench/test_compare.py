@@ -203,7 +203,7 @@ def test_the_gpus_state_is_recorded_round_the_timing_and_a_change_is_a_note(monk
 
 def test_on_a_cpu_there_is_a_pause_wherever_the_engine_changes_and_only_there() -> None:
     clock = Clock()
-    plan = TimingPlan(0.0, 0.0, 8, 0.0, fewest_calls=2, most_calls=2, pause_s=0.05)
+    plan = TimingPlan(0.0, 0.0, 8, 0.0, fewest_calls=1, most_calls=1, pause_s=0.05)
     paused: list[float] = []
 
     def sleep(seconds: float) -> None:
@@ -234,7 +234,7 @@ def test_on_a_cpu_the_first_call_of_a_block_is_left_out_of_two() -> None:
 
     clock = Clock()
     candidate, baseline = ColdFirst(clock, "c", 1.0, on_gpu=False), SimulatedEngine(clock, "b", 1.5, on_gpu=False)
-    plan = TimingPlan(0.0, 0.0, 8, 0.0, fewest_calls=2, most_calls=2)
+    plan = TimingPlan(0.0, 0.0, 8, 0.0, fewest_calls=1, most_calls=1)
     settings = {"profile": BatchProfile(1, 1, 1), "image_size": (4, 4), "clock": clock, "sleep": lambda seconds: None}
     candidate.cold = True  # three calls decide the size of a block: two are left
     found = compare_engines(candidate, baseline, names=NAMES, cpu_plan=plan, **settings)  # type: ignore[arg-type]
