@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -45,6 +45,7 @@ def predict(
     *,
     top: int = 5,
     backend: str = "auto",
+    options: Mapping[str, Any] | None = None,
     save: Path | None = None,
     progress: Progress = silent,
 ) -> list[Prediction]:
@@ -57,6 +58,7 @@ def predict(
         images: picture files, folders, .zip archives or patterns.
         top: classes of each picture.
         backend: "auto" or a backend's name.
+        options: the backend's own.
         save: folder for copies of the pictures with their classes written on them; made where it is not there.
         progress: told what is going on.
 
@@ -80,7 +82,7 @@ def predict(
         first = next(inputs)
         if len(pictures) == 1 and first[0][1] is not None:
             raise first[0][1]
-        engine, _ = open_or_build(bundle, backend, stack, progress)
+        engine, _ = open_or_build(bundle, backend, stack, progress, options)
         predictions: list[Prediction] = []
         for batch in _then(first, inputs):
             good = [pixels for pixels, _ in batch if pixels is not None]
