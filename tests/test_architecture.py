@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("ops", "image"),
     ("spec", "artifact", "weights", "imageset"),
     ("engines.protocol",),
-    ("model", "rewrite", "precision", "kernels", "engines", "bundle"),
+    ("model", "rewrite", "parsers", "precision", "kernels", "engines", "bundle"),
     ("verify", "bench"),
     ("prepare", "deploy", "report", "package"),
     ("pipeline",),

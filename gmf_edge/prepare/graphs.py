@@ -88,8 +88,9 @@ def lowered_stage(
             progress(None, f"compiling GPU kernels for {', '.join(spec.plugin_archs)}")
             kernels = _attach_kernels(graphs, model, spec, fused.folder / FUSED)
         save_graphs(graphs, folder)
+        parsers = {name: _parsers_of(graphs[name], opset) for name, (form, opset) in files.items() if form != "onnxruntime"}
         return {
-            "lowering": {**lowered.facts, "kernels": kernels},
+            "lowering": {**lowered.facts, "kernels": kernels, "parsers": parsers},
             "graphs": {f"{form}/{opset}": name for name, (form, opset) in files.items()},
         }
 
@@ -101,7 +102,12 @@ def lowered_stage(
         "plugin_archs": list(spec.plugin_archs),
         "quantization": None if quantization is None else quantization.to_json(),
     }
-    return cached_stage("lowered", inputs, make, f"3-{spec.precision.value}.onnx", progress)
+    stage = cached_stage("lowered", inputs, make, f"3-{spec.precision.value}.onnx", progress)
+    for name, found in stage.facts["lowering"].get("parsers", {}).items():
+        progress(None, f"{name}: fit for the ONNX parser of TensorRT {', '.join(found['fit']) or '(none)'}")
+        for refused in found["unfit"]:
+            progress(None, f"{name}: not fit: {refused}")
+    return stage
 
 
 def _attach_kernels(graphs: dict[str, onnx_ir.Model], model: ModelSpec, spec: BuildSpec, fused: Path) -> list[Mapping[str, Any]]:
@@ -129,6 +135,19 @@ def _attach_kernels(graphs: dict[str, onnx_ir.Model], model: ModelSpec, spec: Bu
             builder_type = dtype if name in converted else None
             graphs[name] = onnx_ir.from_proto(attach_kernels(graph, table, builder_type=builder_type, exact=exact))
         return list(table.rows)
+
+
+def _parsers_of(graph: onnx_ir.Model, opset: int) -> dict[str, list[str]]:
+    """Which of the TensorRT versions that take graphs of this opset take this one, and what the others refuse."""
+    from gmf_edge.parsers.check import unfit
+    from gmf_edge.parsers.operators import PARSERS
+
+    refused = {target: unfit(graph, target) for target in PARSERS if TARGETS[target].opset == opset}
+    return {
+        "fit": [PARSERS[target].version for target, found in refused.items() if not found],
+        # the first of a kind: one cause is often in every block
+        "unfit": list({(f.target, f.rule): str(f) for found in refused.values() for f in reversed(found)}.values()),
+    }
 
 
 def _graph_for(lowered: Lowered, form: str, opset: int) -> onnx_ir.Model:
