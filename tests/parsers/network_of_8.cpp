@@ -55,6 +55,7 @@ struct Layer : stubs::VLayer {
     void setInput(int32_t index, ITensor& tensor) noexcept override {
         inputs.resize(std::max<size_t>(inputs.size(), index + 1));
         inputs[index] = &tensor;
+        known = false;
     }
     void setOutputType(int32_t, DataType type) noexcept override { output->type = type; }
     void produce(DataType type) { output = std::make_unique<Tensor>(this, type); }
@@ -62,9 +63,18 @@ struct Layer : stubs::VLayer {
     std::vector<ITensor*> inputs;
     std::unique_ptr<Tensor> output;
     std::string name, metadata;
+    // inferred once: residuals double the paths back with every block
+    bool known = false;
+    Dims inferred{};
 };
 
-Dims Tensor::getDimensions() const noexcept { return owner == nullptr ? dims : owner->infer(); }
+Dims Tensor::getDimensions() const noexcept {
+    if (owner != nullptr && !owner->known) {
+        owner->inferred = owner->infer();
+        owner->known = true;
+    }
+    return owner == nullptr ? dims : owner->inferred;
+}
 
 // I: the interface that the parser sees, V: what it calls
 template <typename I, typename V>
@@ -99,11 +109,11 @@ int64_t volume(Dims dims) {
 
 struct Convolution final : Of<IConvolutionLayer, stubs::VConvolutionLayer> {
     using Of::Of;
-    void setStrideNd(Dims given) noexcept override { stride = given; }
-    void setPrePadding(Dims given) noexcept override { before = given; }
-    void setPostPadding(Dims given) noexcept override { after = given; }
-    void setDilationNd(Dims given) noexcept override { dilation = given; }
-    void setNbGroups(int32_t given) noexcept override { groups = given; }
+    void setStrideNd(Dims given) noexcept override { stride = given, known = false; }
+    void setPrePadding(Dims given) noexcept override { before = given, known = false; }
+    void setPostPadding(Dims given) noexcept override { after = given, known = false; }
+    void setDilationNd(Dims given) noexcept override { dilation = given, known = false; }
+    void setNbGroups(int32_t given) noexcept override { groups = given, known = false; }
     Dims infer() const override {
         Dims out = inputs[0]->getDimensions();
         if (weights.count != int64_t{maps} * (out.d[1] / groups) * volume(kernel)) {
@@ -123,10 +133,10 @@ struct Convolution final : Of<IConvolutionLayer, stubs::VConvolutionLayer> {
 
 struct Shuffle final : Of<IShuffleLayer, stubs::VShuffleLayer> {
     using Of::Of;
-    void setFirstTranspose(Permutation const& given) noexcept override { first = given, hasFirst = true; }
-    void setSecondTranspose(Permutation const& given) noexcept override { second = given, hasSecond = true; }
-    void setReshapeDimensions(Dims given) noexcept override { shape = given, hasShape = true; }
-    void setZeroIsPlaceholder(bool given) noexcept override { zeroCopies = given; }
+    void setFirstTranspose(Permutation const& given) noexcept override { first = given, hasFirst = true, known = false; }
+    void setSecondTranspose(Permutation const& given) noexcept override { second = given, hasSecond = true, known = false; }
+    void setReshapeDimensions(Dims given) noexcept override { shape = given, hasShape = true, known = false; }
+    void setZeroIsPlaceholder(bool given) noexcept override { zeroCopies = given, known = false; }
     static Dims moved(Dims dims, Permutation const& order) {
         Dims out = dims;
         for (int32_t i = 0; i < dims.nbDims; ++i) {
@@ -196,7 +206,7 @@ struct ElementWise final : Of<IElementWiseLayer, stubs::VElementWiseLayer> {
 
 struct Concatenation final : Of<IConcatenationLayer, stubs::VConcatenationLayer> {
     using Of::Of;
-    void setAxis(int32_t given) noexcept override { axis = given; }
+    void setAxis(int32_t given) noexcept override { axis = given, known = false; }
     Dims infer() const override {
         Dims out = inputs[0]->getDimensions();
         for (size_t i = 1; i < inputs.size(); ++i) {
@@ -365,7 +375,8 @@ struct Network final : INetworkDefinition, stubs::VNetworkDefinition {
     }
     IPluginV2Layer* addPluginV2(ITensor* const* given, int32_t count, IPluginV2& plugin) noexcept override {
         auto* layer = add<Plugin>(LayerType::kPLUGIN_V2, {given, given + count}, given[0]->getType());
-        layer->plugin = static_cast<IPluginV2DynamicExt*>(&plugin);
+        // the parser destroys its own
+        layer->plugin = static_cast<IPluginV2DynamicExt*>(plugin.clone());
         return layer;
     }
     int32_t getNbLayers() const noexcept override { return static_cast<int32_t>(layers.size()); }

@@ -9,17 +9,14 @@ import onnx
 import onnx_ir
 import pytest
 from graph_tools import graph_of, node, noise, relative_error, run
+from quantized_graph import quantized
 
 pytest.importorskip("onnxscript")
 
 from gmf_edge.bundle import open_bundle
 from gmf_edge.parsers.check import RULES, fit_targets, unfit
 from gmf_edge.parsers.operators import IMPORTERS, PARSERS
-from gmf_edge.precision.fp16 import head_islands, to_fp16
-from gmf_edge.precision.int8 import insert_qdq
-from gmf_edge.precision.int8_layers import quantizable_layers
-from gmf_edge.precision.ranges import Provenance, Ranges, TensorRange
-from gmf_edge.precision.recipe import Recipe
+from gmf_edge.precision.fp16 import to_fp16
 from gmf_edge.rewrite.bodies import drop_bodies, inline_bodies
 from gmf_edge.rewrite.hard_swish import split_hard_swish
 from gmf_edge.rewrite.opset import for_target
@@ -56,15 +53,6 @@ def test_a_bundle_says_which_versions_its_graphs_are_fit_for(odd_pico: Any) -> N
     told = open_bundle(odd_pico.bundle).manifest.lowering["parsers"]
     assert told == {name: {"fit": [PARSERS[target].version for target in wanted(opset)], "unfit": []} for name, opset in GRAPHS}
     assert told["portable.onnx"]["fit"] == ["10.3", "10.13", "11"]
-
-
-def quantized(fused: onnx_ir.Model, scales: str) -> onnx_ir.Model:
-    """The fused graph with Q/DQ and made-up ranges."""
-    recipe = Recipe(method="minmax", bias_correction=False)
-    tensors = {layer.tensor: TensorRange(4.0, 4.0, (), ()) for layer in quantizable_layers(fused)}
-    provenance = Provenance("", None, "", {}, "minmax", recipe.smoothing, recipe.proj_smoothing, 1, 0)
-    head = frozenset(head_islands(fused)) if scales == "float16" else frozenset()
-    return insert_qdq(fused, Ranges(provenance, tensors, {}), recipe, scales=scales, fp32_layers=head)
 
 
 @pytest.mark.parametrize("form", ["portable", "plugin"])

@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("onnxscript")
 
 from fake_kernels import fake_table
-from test_check import quantized
+from quantized_graph import quantized
 
 from gmf_edge.kernels.archive import attach_kernels
 from gmf_edge.parsers.check import unfit
