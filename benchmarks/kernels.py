@@ -19,11 +19,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+if TYPE_CHECKING:
+    from gmf_edge.kernels.compile import KernelTable
 
 # the share of the signal by which a type may miss float64: some ten units of its last place
 LIMITS = {"fp16": 5e-3, "bf16": 4e-2}
@@ -36,6 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--stage", type=int, nargs="+", default=[1, 2, 3, 4], help="stages, from 1")
     parser.add_argument("--dtype", choices=("fp16", "bf16"), default="fp16")
+    parser.add_argument("--tiling", help="this tiling's images for every launch, instead of the launch code's choice")
     parser.add_argument("--kernels-only", action="store_true", help="no PyTorch, no TensorRT: for profilers and compute-sanitizer")
     parser.add_argument("--out", type=Path, help="JSON file for the rows")
     parser.add_argument("--interpret", action="store_true", help="on a CPU with Triton's interpreter, no times")
@@ -100,10 +105,25 @@ def random_tensors(channels: int, batch: int, tokens: int, dtype: str, device: s
     return {name: torch.from_numpy(array).to(kind).to(device) for name, array in arrays.items()}
 
 
+def with_one_tiling(table: KernelTable, tiling: str) -> KernelTable:
+    """The table with the images of one tiling under the names of all of them, so that the launch code has no choice.
+
+    Raises:
+        SystemExit: the kernels have no such tiling.
+    """
+    names = {name for image in table.images if (name := getattr(image, "tiling", ""))}
+    if tiling not in names:
+        raise SystemExit(f"these kernels have no tiling {tiling!r}; there are {', '.join(sorted(names)) or 'none'}")
+    chosen = [image for image in table.images if image.tiling == tiling]
+    free = [image for image in table.images if not image.tiling]
+    images = (*free, *(replace(image, tiling=name) for image in chosen for name in sorted(names)))
+    return replace(table, images=images)
+
+
 class Shipped:
     """Nodes of the shapes of a model on this GPU, from one compilation."""
 
-    def __init__(self, segment_dims: list[int], dtype: str, folder: Path) -> None:
+    def __init__(self, segment_dims: list[int], dtype: str, folder: Path, tiling: str | None = None) -> None:
         import torch
         from shipped_kernels import build_library
 
@@ -112,7 +132,8 @@ class Shipped:
         major, minor = torch.cuda.get_device_capability()
         self.dtype = dtype
         self.library = build_library(folder)
-        self.table = compile_widths(segment_dims, (f"sm_{major}{minor}",), folder / "kernels", dtype=dtype)
+        table = compile_widths(segment_dims, (f"sm_{major}{minor}",), folder / "kernels", dtype=dtype)
+        self.table = table if tiling is None else with_one_tiling(table, tiling)
 
     def calls(self, sets: list[dict[str, Any]], height: int, width: int) -> list[Callable[[], Any]]:
         """The node on each set of the operator's inputs; each call returns its output, whose memory it keeps."""
@@ -209,7 +230,9 @@ def timed_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
     compiled = torch.compile(attention_core, mode="max-autotune-no-cudagraphs", dynamic=False)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        shipped = Shipped(sorted({spec.segment_dims[stage - 1] for stage in options.stage}), options.dtype, Path(folder))
+        shipped = Shipped(
+            sorted({spec.segment_dims[stage - 1] for stage in options.stage}), options.dtype, Path(folder), options.tiling
+        )
         for stage in options.stage:
             channels, (height, width) = spec.embed_dims[stage - 1], spec.stage_sizes[stage - 1]
             for batch in options.batch:
