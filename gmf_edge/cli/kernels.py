@@ -68,7 +68,7 @@ def show_cost(costs: Mapping[str, Any]) -> None:
     if not costs["launches"]:
         out.print("No device is known for these architectures, so no launch was counted.")
         return
-    out.print("\nLaunches of one block: kcycles of the longest program with loads in L1 and in L2,")
+    out.print("\nLaunches of one block: kcycles of the longest program, loads in L1 and in L2,")
     out.print("and how often it waits for loads.")
     _show(
         ("device", "batch", "stage", "launch", "programs", "busy", "waves", "L1 kcyc", "L2 kcyc", "rounds"),
@@ -118,7 +118,7 @@ def _number(value: float | None) -> str:
 
 
 def _show(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    shown = Table(*columns, box=None, pad_edge=False, padding=(0, 1))
+    shown = Table(*columns, box=None, pad_edge=False, padding=(0, 1), collapse_padding=True)
     for row in rows:
         shown.add_row(*row)
     out.print(shown)

@@ -126,6 +126,7 @@ def sources_of(instruction: Instruction) -> list[str]:
 
 
 def bits_of(mask: int) -> list[int]:
+    """The registers of a mask, lowest first."""
     found = []
     while mask:
         found.append((mask & -mask).bit_length() - 1)
