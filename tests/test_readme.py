@@ -1,4 +1,4 @@
-"""README and docs/ are true: their commands run as written, their options, files and messages exist, the site builds and needs no network."""
+"""README and docs/ are true: their commands run, their options, files and messages exist, and the site needs no network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,15 @@ PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").gl
 # what runs nowhere but on its device says so in its first line
 NEEDS = "# needs "
 # of other programs
-FOREIGN_OPTIONS = {"--gpus", "--cpuset-cpus", "--cpus", "--loadEngine", "--staticPlugins", "--system-site-packages", "--no-isolation"}
+FOREIGN_OPTIONS = {
+    "--gpus",
+    "--cpuset-cpus",
+    "--cpus",
+    "--loadEngine",
+    "--staticPlugins",
+    "--system-site-packages",
+    "--no-isolation",
+}
 BARE_FLAG = re.compile(r"(?<![\w-])(--[A-Za-z][\w-]*)")
 
 
@@ -115,7 +123,9 @@ def test_every_block_is_run_or_says_what_it_needs() -> None:
         if block.language == "console":
             assert block.text.startswith(NEEDS), block
         if block.language == "text":
-            assert not re.search(r"^\$? ?(gmf-edge|pip|python3?|make) ", block.text, re.MULTILINE), f"a command in a text block: {block}"
+            assert not re.search(r"^\$? ?(gmf-edge|pip|python3?|make) ", block.text, re.MULTILINE), (
+                f"a command in a text block: {block}"
+            )
 
 
 def test_programs_that_are_not_run_are_python_at_least() -> None:

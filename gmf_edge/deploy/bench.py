@@ -34,7 +34,8 @@ def bench_bundle(
     with ExitStack() as stack:
         engine, _ = open_or_build(bundle, backend, stack, progress, options)
         latencies = []
-        for batch in batches or bundle.manifest.profile.sizes:
+        sizes = batches or bundle.manifest.profile.sizes
+        for batch in sizes:
             progress(None, f"measuring batch {batch}")
             latencies.append(
                 measure_latency(
@@ -47,4 +48,5 @@ def bench_bundle(
                     percentiles=percentiles,
                 )
             )
+            progress(len(latencies) / len(sizes), f"measured {len(latencies)} of {len(sizes)} batch sizes")
     return latencies
