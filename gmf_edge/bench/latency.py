@@ -131,7 +131,10 @@ def measure_latency(
         EngineError: the engine refuses the batch.
     """
     if warmup_ms < 0 or duration_s < 0 or iterations < 1 or not all(0 < p <= 100 for p in percentiles):
-        raise SpecError("benchmark settings are out of range", "give times of at least 0, an iteration and percentiles in 0..100")
+        raise SpecError(
+            "benchmark settings are out of range",
+            "give --warm-up and --duration at least 0, --iterations at least 1, --percentile above 0 and at most 100",
+        )
     images = np.random.default_rng(0).standard_normal((batch, 3, *image_size)).astype(np.float32)
     end = time.perf_counter() + warmup_ms / 1000
     while True:

@@ -230,7 +230,10 @@ class BundleOptions(CalibrationOptions):
         if self.precision is not PrecisionName.FP32:
             names.add(self.precision)
         if len(names) > 1:
-            raise SpecError(f"two precisions were asked for: {' and '.join(sorted(name.value for name in names))}", "give one")
+            raise SpecError(
+                f"two precisions were asked for: {' and '.join(sorted(name.value for name in names))}",
+                "give one of --precision, --fp32, --fp16 and --int8",
+            )
         return next(iter(names), PrecisionName.FP32)
 
 
@@ -298,5 +301,5 @@ def parse_size(text: str) -> tuple[int, int]:
     """
     parts = text.lower().split("x")
     if not 1 <= len(parts) <= 2 or not all(part.isdigit() for part in parts):
-        raise SpecError(f"cannot read the image size {text!r}", "write it as 224, or as HxW such as 256x192")
+        raise SpecError(f"cannot read the image size {text!r}", "give --image-size as 224, or as HxW such as 256x192")
     return int(parts[0]), int(parts[-1])

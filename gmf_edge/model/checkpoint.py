@@ -84,7 +84,7 @@ def infer_spec(
     if num_classes is not None and num_classes != classes:
         raise CheckpointError(
             f"the checkpoint has {classes} classes, but {num_classes} were asked",
-            "leave the class count out to take the checkpoint's, or give another checkpoint",
+            "leave --num-classes out to take the checkpoint's, or give another checkpoint",
         )
     return ModelSpec(named, dims, depths, ratios, classes, image_size)  # type: ignore[arg-type]
 

@@ -409,6 +409,8 @@ def test_a_request_that_cannot_be_meant_has_status_2(
     monkeypatch.chdir(tmp_path)
     ended = gmf(*arguments)
     one_clear_error(ended, 2, *words)
+    # the option to change is named, by its spelling on the command line
+    assert len(arguments) < 3 or arguments[1] in ended.err
     assert listing(tmp_path) == []
 
 
