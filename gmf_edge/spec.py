@@ -2,7 +2,7 @@
 
 ModelSpec     which GroupMixFormer: widths, depths, classes, image size
 BatchProfile  the batch sizes that will be served: min, opt, max
-Precision     FP32, FP16, INT8
+Precision     FP32, FP16, BF16, INT8
 Target        one row of TARGETS: what a runtime of a given version wants of a graph
 Gate          how much change against FP32 PyTorch is accepted
 BuildSpec     all of these together: one request of `gmf-edge build`
@@ -33,6 +33,7 @@ class Precision(str, Enum):
 
     FP32 = "fp32"
     FP16 = "fp16"
+    BF16 = "bf16"
     INT8 = "int8"
 
 
@@ -174,6 +175,7 @@ class Target:
         typing: "strong" where the graph alone decides the types, "weak" where builder flags and layer constraints must help.
         qdq_scales: dtype of Q/DQ scales in a graph whose activations are FP16: "float32" or "float16".
         plugin_interface: "IPluginV2DynamicExt", "IPluginV3" or "" where no plugin can be loaded.
+        has_bf16: it computes in BF16.
     """
 
     name: str
@@ -182,15 +184,28 @@ class Target:
     typing: str
     qdq_scales: str
     plugin_interface: str
+    has_bf16: bool = False
+
+    def opset_for(self, precision: Precision) -> int:
+        """The operator set of its graph in that precision: BF16 convolutions are of opset 22.
+
+        Raises:
+            SpecError: it has no such arithmetic.
+        """
+        if precision is not Precision.BF16:
+            return self.opset
+        if not self.has_bf16:
+            raise SpecError(f"{self.name} does not compute in BF16", "use --precision fp16, or TensorRT 10 or newer")
+        return OPSET_BF16
 
 
-OPSET_NEW, OPSET_OLD = 20, 17
+OPSET_NEW, OPSET_OLD, OPSET_BF16 = 20, 17, 22
 TARGETS: dict[str, Target] = {
     "onnxruntime": Target("onnxruntime", OPSET_NEW, 9, "strong", "float16", ""),
     "tensorrt-8.6": Target("tensorrt-8.6", OPSET_OLD, 8, "weak", "float32", "IPluginV2DynamicExt"),
-    "tensorrt-10.3": Target("tensorrt-10.3", OPSET_NEW, 9, "strong", "float16", "IPluginV3"),
-    "tensorrt-10.13": Target("tensorrt-10.13", OPSET_NEW, 9, "strong", "float16", "IPluginV3"),
-    "tensorrt-11": Target("tensorrt-11", OPSET_NEW, 9, "strong", "float16", "IPluginV3"),
+    "tensorrt-10.3": Target("tensorrt-10.3", OPSET_NEW, 9, "strong", "float16", "IPluginV3", True),
+    "tensorrt-10.13": Target("tensorrt-10.13", OPSET_NEW, 9, "strong", "float16", "IPluginV3", True),
+    "tensorrt-11": Target("tensorrt-11", OPSET_NEW, 9, "strong", "float16", "IPluginV3", True),
 }
 
 
@@ -218,6 +233,7 @@ class Gate:
 GATES: dict[Precision, Gate] = {
     Precision.FP32: Gate(max_drop_points=0.0, min_agreement=1.0, min_cosine=0.999999),
     Precision.FP16: Gate(max_drop_points=0.1, min_agreement=0.99, min_cosine=0.9999),
+    Precision.BF16: Gate(max_drop_points=0.5, min_agreement=0.97, min_cosine=0.999),
     Precision.INT8: Gate(max_drop_points=0.5, min_agreement=0.95, min_cosine=0.99),
 }
 

@@ -39,6 +39,7 @@ class PrecisionName(str, Enum):
 
     FP32 = "fp32"
     FP16 = "fp16"
+    BF16 = "bf16"
     INT8 = "int8"
     AUTO = "auto"
 
@@ -80,6 +81,7 @@ PrecisionChoice = Annotated[
 ]
 Fp32 = Annotated[bool, typer.Option("--fp32", help="The same as --precision fp32.")]
 Fp16 = Annotated[bool, typer.Option("--fp16", help="The same as --precision fp16.")]
+Bf16 = Annotated[bool, typer.Option("--bf16", help="The same as --precision bf16.")]
 Int8 = Annotated[bool, typer.Option("--int8", help="The same as --precision int8.")]
 MinBatch = Annotated[int, typer.Option(help="Smallest batch that will be served.")]
 OptBatch = Annotated[int, typer.Option(help="Batch to tune for.")]
@@ -156,6 +158,7 @@ class BundleOptions(CalibrationOptions):
     precision: PrecisionChoice = PrecisionName.FP32
     fp32: Fp32 = False
     fp16: Fp16 = False
+    bf16: Bf16 = False
     int8: Int8 = False
     ranges: RangesFile = None
     budget_minutes: BudgetMinutes = 30.0
@@ -200,7 +203,12 @@ class BundleOptions(CalibrationOptions):
         )
 
     def _precision_name(self) -> PrecisionName:
-        flags = {PrecisionName.FP32: self.fp32, PrecisionName.FP16: self.fp16, PrecisionName.INT8: self.int8}
+        flags = {
+            PrecisionName.FP32: self.fp32,
+            PrecisionName.FP16: self.fp16,
+            PrecisionName.BF16: self.bf16,
+            PrecisionName.INT8: self.int8,
+        }
         names = {name for name, is_set in flags.items() if is_set}
         if self.precision is not PrecisionName.FP32:
             names.add(self.precision)

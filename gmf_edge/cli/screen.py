@@ -142,6 +142,8 @@ def show_bundle(bundle: Bundle, layers: int) -> None:
     islands = manifest.lowering.get("islands", {})
     for name, reason in islands.items():
         out.print(f"FP32 island: {name} ({reason})", markup=False)
+    for sentence in manifest.lowering.get("advice", ()):
+        out.print(f"note: {sentence}", markup=False)
     for key in ("near", "beyond"):
         for name, size in manifest.lowering.get("ranges", {}).get(key, {}).items():
             out.print(f"activation {key} FP16's range: {name} reaches {size:.0f}", markup=False)

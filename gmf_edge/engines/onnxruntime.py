@@ -2,7 +2,7 @@
 
 There is nothing to build. What is computed in which precision is not assumed from the graph but read from ONNX Runtime's own
 profile of one inference: on x86 it has no FP16 kernels for most ops, so an FP16 graph is stored and rounded in FP16 but computed in FP32,
-and the report says so.
+and the report says so. Of BF16 it has none that computes, and does not convert by itself: BF16 bundles carry a graph with the casts.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ WEIGHTED_KINDS = frozenset(
         "NchwcConv",
     ]
 )
-_TYPES = {"float": "fp32", "float16": "fp16", "int8": "int8", "uint8": "int8", "double": "fp64"}
+_TYPES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8", "double": "fp64"}
 
 
 class OnnxRuntimeBackend:
@@ -90,7 +90,7 @@ class OnnxRuntimeBackend:
         missing = self.missing()
         if missing is not None:
             raise EnvironmentProblem(missing, "pip install 'gmf-edge[onnxruntime]'")
-        # INT8 bundles carry a graph of their own for the CPU, see gmf_edge.precision.lower
+        # INT8 and BF16 bundles carry a graph of their own for the CPU, see gmf_edge.precision.lower
         form = "onnxruntime" if ("onnxruntime", OPSET_NEW) in request.graphs.files else "portable"
         return OnnxRuntimeEngine(
             request.graphs.path(form, OPSET_NEW), request.profile, int(request.options.get("threads", 0)), form
@@ -169,6 +169,11 @@ class OnnxRuntimeEngine:
             notes.append(
                 "this CPU backend stores FP16 tensors and rounds to FP16 where it has no FP16 kernel to compute with; "
                 "its latency says nothing about FP16 on a GPU"
+            )
+        if any(layer.precision == "bf16" for layer in layers):
+            notes.append(
+                "this CPU backend stores tensors and rounds them as BF16 and computes in FP32: it has no BF16 kernel that computes; "
+                "its latency says nothing about BF16 elsewhere"
             )
         return EngineFacts(
             backend=NAME,

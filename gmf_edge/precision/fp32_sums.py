@@ -17,7 +17,7 @@ import onnx_ir
 from onnx_ir import DataType
 
 from gmf_edge.errors import SpecError
-from gmf_edge.precision.fp16 import insert_cast
+from gmf_edge.precision.half import insert_cast
 from gmf_edge.precision.int8_layers import LINEAR_KINDS, quantizable_layers
 
 

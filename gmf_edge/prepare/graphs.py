@@ -13,7 +13,7 @@ from gmf_edge.bundle import GOLDEN
 from gmf_edge.engines.protocol import Progress
 from gmf_edge.prepare.cached import cached_stage
 from gmf_edge.prepare.source import SourceModel
-from gmf_edge.spec import OPSET_NEW, OPSET_OLD, TARGETS, BuildSpec, ModelSpec, Precision
+from gmf_edge.spec import OPSET_BF16, OPSET_NEW, OPSET_OLD, TARGETS, BuildSpec, ModelSpec, Precision
 from gmf_edge.verify.golden import Golden, in_batches
 
 if TYPE_CHECKING:
@@ -24,14 +24,21 @@ if TYPE_CHECKING:
 PLAIN, FUSED = "1-plain.onnx", "2-fused.onnx"
 # the range check keeps more activations alive than an inference does
 RANGE_BATCH = 2
-# file name -> (form, opset): the graphs that the targets of gmf_edge.spec.TARGETS need; INT8 adds CPU_GRAPH
+# file name -> (form, opset): the graphs that the targets of gmf_edge.spec.TARGETS need; see graph_files
 GRAPH_FILES = {
     "portable.onnx": ("portable", OPSET_NEW),
     "plugin.onnx": ("plugin", OPSET_NEW),
     "portable-opset17.onnx": ("portable", OPSET_OLD),
     "plugin-opset17.onnx": ("plugin", OPSET_OLD),
 }
+BF16_FILES = {"portable.onnx": ("portable", OPSET_BF16), "plugin.onnx": ("plugin", OPSET_BF16)}
 CPU_GRAPH = {"onnxruntime.onnx": ("onnxruntime", OPSET_NEW)}
+
+
+def graph_files(precision: Precision) -> dict[str, tuple[str, int]]:
+    """file name -> (form, opset) of a bundle's graphs. INT8 and BF16 need one of their own on a CPU; TensorRT 8.6 has no BF16."""
+    files = BF16_FILES if precision is Precision.BF16 else GRAPH_FILES
+    return {**files, **(CPU_GRAPH if precision in (Precision.INT8, Precision.BF16) else {})}
 
 
 def plain_stage(source: SourceModel, progress: Progress) -> Stage:
@@ -81,8 +88,10 @@ def lowered_stage(
             in_batches(golden, RANGE_BATCH),
             quantization,
         )
-        files = GRAPH_FILES | (CPU_GRAPH if spec.precision is Precision.INT8 else {})
-        graphs = {name: _graph_for(lowered, form, opset) for name, (form, opset) in files.items()}
+        for sentence in lowered.facts.get("advice", ()):
+            progress(None, sentence)
+        files = graph_files(spec.precision)
+        graphs = {name: _graph_for(lowered, form, opset, spec.precision) for name, (form, opset) in files.items()}
         kernels: list[Mapping[str, Any]] = []
         if spec.plugin_archs:
             progress(None, f"compiling GPU kernels for {', '.join(spec.plugin_archs)}")
@@ -111,10 +120,11 @@ def _attach_kernels(graphs: dict[str, onnx_ir.Model], model: ModelSpec, spec: Bu
     from gmf_edge.kernels.archive import attach_kernels, widths_by_type
     from gmf_edge.kernels.compile import compile_kernels, compile_widths
 
-    dtype = "fp32" if spec.precision is Precision.FP32 else "fp16"
-    plugin_graphs = {name: onnx_ir.to_proto(graphs[name]) for name, (form, _) in GRAPH_FILES.items() if form == "plugin"}
+    dtype = {Precision.FP32: "fp32", Precision.BF16: "bf16"}.get(spec.precision, "fp16")
+    files = graph_files(spec.precision)
+    plugin_graphs = {name: onnx_ir.to_proto(graphs[name]) for name, (form, _) in files.items() if form == "plugin"}
     # INT8 for weak typing is an FP32 graph of which the builder makes FP16 what is not INT8, the plugin's tensors among it
-    converted = {name for name in plugin_graphs if spec.precision is Precision.INT8 and GRAPH_FILES[name][1] == OPSET_OLD}
+    converted = {name for name in plugin_graphs if spec.precision is Precision.INT8 and files[name][1] == OPSET_OLD}
     with tempfile.TemporaryDirectory(prefix="gmf-edge-") as folder:
         table = compile_kernels(model, spec.plugin_archs, Path(folder), dtype=dtype)
         typed = (graph for name, graph in plugin_graphs.items() if name not in converted)
@@ -128,12 +138,15 @@ def _attach_kernels(graphs: dict[str, onnx_ir.Model], model: ModelSpec, spec: Bu
         return list(table.rows)
 
 
-def _graph_for(lowered: Lowered, form: str, opset: int) -> onnx_ir.Model:
+def _graph_for(lowered: Lowered, form: str, opset: int, precision: Precision) -> onnx_ir.Model:
+    from gmf_edge.precision.bf16 import with_fp32_kernels
     from gmf_edge.rewrite.bodies import drop_bodies, inline_bodies
     from gmf_edge.rewrite.opset import for_target
 
-    target = next(target for target in TARGETS.values() if target.opset == opset)
     if form == "onnxruntime":
-        return for_target(inline_bodies(lowered.cpu), target)
+        return for_target(with_fp32_kernels(inline_bodies(lowered.cpu)), TARGETS["onnxruntime"])
+    target = next(
+        t for t in TARGETS.values() if (t.has_bf16 or precision is not Precision.BF16) and t.opset_for(precision) == opset
+    )
     fused = lowered.weak if opset == OPSET_OLD else lowered.strong
-    return for_target(drop_bodies(fused) if form == "plugin" else inline_bodies(fused), target)
+    return for_target(drop_bodies(fused) if form == "plugin" else inline_bodies(fused), target, precision)

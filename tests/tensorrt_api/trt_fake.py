@@ -30,7 +30,7 @@ class FakeModel:
         layers: (type, name, input names, output names, extras) of the network, in order.
         inputs: (name, dtype member) of the network.
         inspector: the engine inspector's answer, or None for one made of `precision`.
-        precision: "fp16", "fp32" or "int8": what the made-up answer tells of the matrix products.
+        precision: "fp16", "bf16", "fp32" or "int8": what the made-up answer tells of the matrix products.
         parse_error: what the parser says, or None where it takes the graph.
         build_failures: one per failing attempt, before it succeeds: the builder's error, or all its messages as (severity, text).
         unobeyable: the builder has no implementation for pinned layers: it fails where it must obey, and builds where it may prefer.

@@ -181,7 +181,7 @@ class TrtexecRequest:
         options: of TensorRTOptions.
         profile: batch sizes, or None where no shapes were given.
         image_size: (H, W) in pixels, or None.
-        precision: what --fp16 or --int8 asks the graph to be lowered to, or None.
+        precision: what --fp16, --bf16 or --int8 asks the graph to be lowered to, or None.
         bench: warmup_ms, duration_s, iterations, percentiles, for the latency measurement.
     """
 
@@ -198,7 +198,7 @@ def options_from_trtexec(arguments: Iterable[str]) -> TrtexecRequest:
     Known: --minShapes --optShapes --maxShapes --shapes (of "images"), --memPoolSize=workspace:MIB[K|M|G],
     --timingCacheFile (empty for none) --builderOptimizationLevel --hardwareCompatibilityLevel
     --versionCompatible/--vc --stripWeights --refit --useDLACore --tacticSources --tilingOptimizationLevel --maxAuxStreams
-    --fp16 --int8 --best --noTF32 --stronglyTyped --useCudaGraph --infStreams --plugins/--staticPlugins
+    --fp16 --bf16 --int8 --best --noTF32 --stronglyTyped --useCudaGraph --infStreams --plugins/--staticPlugins
     --warmUp --duration --iterations --percentile.
 
     Raises:
@@ -243,8 +243,10 @@ def options_from_trtexec(arguments: Iterable[str]) -> TrtexecRequest:
             options["cuda_graphs"] = True
         elif name in ("--plugins", "--staticPlugins"):
             options["plugin_library"] = value
-        elif name in ("--fp16", "--int8", "--best"):
-            wanted = Precision.FP16 if name == "--fp16" else Precision.INT8
+        elif name in ("--fp16", "--bf16", "--int8", "--best"):
+            wanted = {"--fp16": Precision.FP16, "--bf16": Precision.BF16}.get(name, Precision.INT8)
+            if {precision, wanted} == {Precision.FP16, Precision.BF16}:
+                raise SpecError("--fp16 and --bf16 were both given", "the graph has one of the two: give one")
             # trtexec's --fp16 --int8 together means "INT8, and FP16 for the rest", which is what INT8 is here
             precision = Precision.INT8 if Precision.INT8 in (precision, wanted) else wanted
         elif name in ("--noTF32", "--stronglyTyped", "--allowGPUFallback", "--skipInference", "--buildOnly"):
