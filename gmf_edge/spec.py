@@ -1,10 +1,12 @@
 """What is asked for: frozen values that refuse nonsense when they are made.
 
+Task          what comes out: logits, or a backbone's maps
 ModelSpec     which GroupMixFormer: widths, depths, classes, image size
 BatchProfile  the batch sizes that will be served: min, opt, max
+SizeRange     the image sizes that will be served, where they are several
 Precision     FP32, FP16, BF16, INT8
 Target        one row of TARGETS: what a runtime of a given version wants of a graph
-Gate          how much change against FP32 PyTorch is accepted
+Gate, MapGate how much change against FP32 PyTorch is accepted, of logits and of maps
 BuildSpec     all of these together: one request of `gmf-edge build`
 
 Source of VARIANTS: GroupMixFormer, configs/*.yaml (arXiv 2311.15157); `pico` is this project's own, small enough to be
@@ -26,6 +28,17 @@ NUM_SEGMENTS = 5
 NUM_HEADS = 8
 # the stem halves twice and three of the four stages halve once: 32 in all
 SIZE_MULTIPLE = 32
+STAGE_STRIDES = (4, 8, 16, 32)
+# outputs of the two tasks
+LOGITS = "logits"
+MAPS = ("stage1", "stage2", "stage3", "stage4")
+
+
+class Task(str, Enum):
+    """What the model gives: logits [B, classes], or the maps of the four stages [B, C, H / stride, W / stride] for another network."""
+
+    CLASSIFY = "classify"
+    FEATURES = "features"
 
 
 class Precision(str, Enum):
@@ -65,8 +78,10 @@ class ModelSpec:
         embed_dims: channels C of the four stages, each a multiple of 10 (five segments, two heads a segment).
         depths: blocks of the four stages.
         mlp_ratios: hidden width of each stage's MLP over its C.
-        num_classes: width of the classifier.
+        num_classes: width of the classifier; 0 for a backbone, which has none.
         image_size: (H, W) in pixels, multiples of 32.
+        task: what comes out.
+        output_norm: "batch" or "layer" where a checkpoint normalises each of a backbone's maps, else "".
 
     Raises:
         SpecError: a value that no GroupMixFormer can have.
@@ -78,8 +93,12 @@ class ModelSpec:
     mlp_ratios: tuple[int, int, int, int]
     num_classes: int = 1000
     image_size: tuple[int, int] = (224, 224)
+    task: Task = Task.CLASSIFY
+    output_norm: str = ""
 
     def __post_init__(self) -> None:
+        if self.output_norm not in OUTPUT_NORMS or (self.output_norm and self.task is Task.CLASSIFY):
+            raise SpecError(f"output_norm is {self.output_norm!r}", "give batch or layer for a backbone that has such norms")
         for name in ("embed_dims", "depths", "mlp_ratios"):
             values = getattr(self, name)
             if len(values) != NUM_STAGES or any(int(v) < 1 for v in values):
@@ -87,20 +106,16 @@ class ModelSpec:
         for dim in self.embed_dims:
             if dim % 10:
                 raise SpecError(f"embedding width {dim} is not a multiple of 10", "use a multiple of 10, such as 40, 80 or 320")
-        if self.num_classes < 1:
+        if self.task is Task.CLASSIFY and self.num_classes < 1:
             raise SpecError(f"num_classes is {self.num_classes}", "give at least one class")
-        for side, pixels in zip(("height", "width"), self.image_size, strict=True):
-            if pixels < SIZE_MULTIPLE or pixels % SIZE_MULTIPLE:
-                below = max(SIZE_MULTIPLE, pixels // SIZE_MULTIPLE * SIZE_MULTIPLE)
-                above = below if pixels < SIZE_MULTIPLE else below + SIZE_MULTIPLE
-                near = f"{below}" if below == above else f"{below} or {above}"
-                raise SpecError(
-                    f"image {side} {pixels} is not a multiple of {SIZE_MULTIPLE}",
-                    f"use a multiple of {SIZE_MULTIPLE}, such as {near}",
-                )
+        if self.task is Task.FEATURES and self.num_classes != 0:
+            raise SpecError(f"{self.num_classes} classes were asked of a backbone, which has no classifier", "leave them out")
+        check_size(self.image_size)
 
     @classmethod
-    def of(cls, variant: str, num_classes: int = 1000, image_size: tuple[int, int] = (224, 224)) -> ModelSpec:
+    def of(
+        cls, variant: str, num_classes: int = 1000, image_size: tuple[int, int] = (224, 224), task: Task = Task.CLASSIFY
+    ) -> ModelSpec:
         """The spec of a named variant.
 
         Raises:
@@ -109,13 +124,25 @@ class ModelSpec:
         row = VARIANTS.get(variant)
         if row is None:
             raise SpecError(f"unknown variant {variant!r}", f"use one of {', '.join(VARIANTS)}")
-        return cls(variant, row.embed_dims, row.depths, row.mlp_ratios, num_classes, image_size)
+        classes = num_classes if task is Task.CLASSIFY else 0
+        return cls(variant, row.embed_dims, row.depths, row.mlp_ratios, classes, image_size, task)
 
     @property
     def stage_sizes(self) -> tuple[tuple[int, int], ...]:
         """(H, W) of each stage's feature map; the number of tokens N is H * W."""
         height, width = self.image_size
-        return tuple((height // down, width // down) for down in (4, 8, 16, 32))
+        return tuple((height // down, width // down) for down in STAGE_STRIDES)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Of the graph: (LOGITS,) or MAPS."""
+        return (LOGITS,) if self.task is Task.CLASSIFY else MAPS
+
+    def map_shapes(self, image_size: tuple[int, int] | None = None) -> dict[str, tuple[int, int, int]]:
+        """(C, H / stride, W / stride) of each of a backbone's maps at an image size (None: its own), by name."""
+        height, width = image_size or self.image_size
+        rows = zip(MAPS, self.embed_dims, STAGE_STRIDES, strict=True)
+        return {name: (dim, height // down, width // down) for name, dim, down in rows}
 
     @property
     def segment_dims(self) -> tuple[int, ...]:
@@ -135,9 +162,29 @@ class ModelSpec:
         """
         try:
             fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-            return cls(**fields)
-        except TypeError as error:
+            return cls(**{**fields, "task": Task(fields.get("task", Task.CLASSIFY))})
+        except (TypeError, ValueError) as error:
             raise SpecError(f"not a model spec: {error}", "the file was written by another version or edited") from error
+
+
+OUTPUT_NORMS = ("", "batch", "layer")
+
+
+def check_size(image_size: tuple[int, int]) -> None:
+    """Refuse an image size (H, W) in pixels that the model has no maps for.
+
+    Raises:
+        SpecError: a side that is no multiple of 32.
+    """
+    for side, pixels in zip(("height", "width"), image_size, strict=True):
+        if pixels < SIZE_MULTIPLE or pixels % SIZE_MULTIPLE:
+            below = max(SIZE_MULTIPLE, pixels // SIZE_MULTIPLE * SIZE_MULTIPLE)
+            above = below if pixels < SIZE_MULTIPLE else below + SIZE_MULTIPLE
+            near = f"{below}" if below == above else f"{below} or {above}"
+            raise SpecError(
+                f"image {side} {pixels} is not a multiple of {SIZE_MULTIPLE}",
+                f"use a multiple of {SIZE_MULTIPLE}, such as {near}",
+            )
 
 
 @dataclass(frozen=True)
@@ -162,6 +209,53 @@ class BatchProfile:
     def sizes(self) -> tuple[int, ...]:
         """min, opt and max, each once, ascending: the sizes at which parity is proved."""
         return tuple(sorted({self.min, self.opt, self.max}))
+
+
+@dataclass(frozen=True)
+class SizeRange:
+    """Image sizes (H, W) in pixels that one engine takes: it accepts min..max in each axis, in steps of 32, and is tuned for opt.
+
+    Raises:
+        SpecError: no multiples of 32, or out of order.
+    """
+
+    min: tuple[int, int]
+    opt: tuple[int, int]
+    max: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        for size in (self.min, self.opt, self.max):
+            check_size(size)
+        if not all(low <= opt <= high for low, opt, high in zip(self.min, self.opt, self.max, strict=True)):
+            listed = ", ".join(f"{name} {words_of_size(getattr(self, name))}" for name in ("min", "opt", "max"))
+            raise SpecError(f"image sizes {listed} are out of order", "give min <= opt <= max in height and in width")
+
+    def includes(self, image_size: tuple[int, int]) -> bool:
+        """Whether an engine of this range takes images of that size."""
+        rows = zip(self.min, image_size, self.max, strict=True)
+        return all(low <= pixels <= high and pixels % SIZE_MULTIPLE == 0 for low, pixels, high in rows)
+
+    @property
+    def proved(self) -> tuple[tuple[int, int], ...]:
+        """Sizes at which parity is proved: opt, both ends, and one that is as flat and wide as can be: height and width mixed up show."""
+        return tuple(dict.fromkeys((self.opt, self.min, self.max, (self.min[0], self.max[1]))))
+
+    def to_json(self) -> dict[str, list[int]]:
+        """Plain lists, for a manifest."""
+        return {name: list(getattr(self, name)) for name in ("min", "opt", "max")}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any] | None) -> SizeRange | None:
+        """The inverse of to_json; None of None. KeyError, TypeError or SpecError where it is not one."""
+        if values is None:
+            return None
+        low, opt, high = ((int(height), int(width)) for height, width in (values[name] for name in ("min", "opt", "max")))
+        return cls(low, opt, high)
+
+
+def words_of_size(image_size: tuple[int, int]) -> str:
+    """(512, 768) -> "512x768"."""
+    return f"{image_size[0]}x{image_size[1]}"
 
 
 @dataclass(frozen=True)
@@ -237,6 +331,33 @@ GATES: dict[Precision, Gate] = {
     Precision.INT8: Gate(max_drop_points=0.5, min_agreement=0.95, min_cosine=0.99),
 }
 
+
+@dataclass(frozen=True)
+class MapGate:
+    """How much change of each of a backbone's maps is accepted, at every batch size and image size; there are no labels to judge by.
+
+    Attributes:
+        min_cosine: smallest accepted cosine similarity of an image's map.
+        max_relative_l2: largest accepted norm of an image's differences over the norm of its map.
+        max_error_share: largest accepted difference of any value over the largest value: what a wrong corner is, hardly seen by a norm.
+    """
+
+    min_cosine: float
+    max_relative_l2: float
+    max_error_share: float
+
+    def __post_init__(self) -> None:
+        if not (-1 <= self.min_cosine <= 1 and self.max_relative_l2 >= 0 and self.max_error_share >= 0):
+            raise SpecError("the limits of maps are out of range", "cosine lies in -1..1, the relative L2 error is at least 0")
+
+
+MAP_GATES: dict[Precision, MapGate] = {
+    Precision.FP32: MapGate(min_cosine=0.999999, max_relative_l2=1e-4, max_error_share=1e-3),
+    Precision.FP16: MapGate(min_cosine=0.9999, max_relative_l2=0.01, max_error_share=0.02),
+    Precision.BF16: MapGate(min_cosine=0.997, max_relative_l2=0.08, max_error_share=0.1),
+    Precision.INT8: MapGate(min_cosine=0.98, max_relative_l2=0.2, max_error_share=0.3),
+}
+
 IO_DTYPES = ("float32", "float16")
 
 
@@ -248,8 +369,10 @@ class BuildSpec:
         precision: arithmetic of the heavy layers.
         variant: a name of VARIANTS, or None to infer it from the checkpoint (pico where there is none).
         checkpoint: .pth or .safetensors, or None for the packaged (pico) or seeded random weights.
+        task: what comes out.
         num_classes: width of the classifier, or None to infer it.
         image_size: (H, W) in pixels, or None for the variant's default.
+        sizes: image sizes of a backbone that will be served, or None for image_size alone; it goes before image_size.
         profile: batch sizes.
         backend: "auto", "onnxruntime" or "tensorrt".
         io_dtype: dtype of the graph's input and output, of IO_DTYPES.
@@ -289,6 +412,8 @@ class BuildSpec:
     budget_minutes: float = 30.0
     keep_int8: bool = False
     plugin_archs: tuple[str, ...] = ()
+    task: Task = Task.CLASSIFY
+    sizes: SizeRange | None = None
 
     def __post_init__(self) -> None:
         if self.variant is not None and self.variant not in VARIANTS:
@@ -303,13 +428,33 @@ class BuildSpec:
             raise SpecError(f"unknown I/O dtype {self.io_dtype!r}", f"use one of {', '.join(IO_DTYPES)}")
         if self.precision is not Precision.INT8 and (self.calibration_data or self.ranges or self.auto):
             raise SpecError(f"calibration was given for {self.precision.value}", "use --precision int8 or auto, or leave it out")
+        if self.sizes is not None and self.task is not Task.FEATURES:
+            raise SpecError(
+                "several image sizes were asked of a classifier, whose accuracy is that of one", "give one --image-size"
+            )
+        if self.sizes is not None and self.plugin_archs:
+            raise SpecError(
+                "kernels were asked for with several image sizes, and the plugin's node has its H and W in it",
+                "leave out --plugin-arch, or give one --image-size",
+            )
+        if self.task is Task.FEATURES and self.max_drop_points is not None:
+            raise SpecError(
+                "--max-drop is in points of top-1, which a backbone has not", "leave it out: each map has limits of its own"
+            )
         if not self.budget_minutes > 0:
             raise SpecError(f"--budget-minutes is {self.budget_minutes}", "give minutes above 0")
         _ = self.gate
 
     @property
-    def gate(self) -> Gate:
-        """The precision's gate, with max_drop_points where it was given."""
+    def input_size(self) -> tuple[int, int] | None:
+        """(H, W) that the model is exported and tuned at; None for the default."""
+        return self.image_size if self.sizes is None else self.sizes.opt
+
+    @property
+    def gate(self) -> Gate | MapGate:
+        """The precision's gate for the task, with max_drop_points where it was given."""
+        if self.task is Task.FEATURES:
+            return MAP_GATES[self.precision]
         gate = GATES[self.precision]
         if self.max_drop_points is None:
             return gate

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gmf_edge.bench.device import device_state, state_notes
-from gmf_edge.engines.protocol import Engine, FloatArray
+from gmf_edge.engines.protocol import Engine, FloatArray, inference_of
 from gmf_edge.errors import SpecError
 
 PERCENTILES = (90.0, 95.0, 99.0)
@@ -133,9 +133,10 @@ def measure_latency(
     if warmup_ms < 0 or duration_s < 0 or iterations < 1 or not all(0 < p <= 100 for p in percentiles):
         raise SpecError("benchmark settings are out of range", "give times of at least 0, an iteration and percentiles in 0..100")
     images = np.random.default_rng(0).standard_normal((batch, 3, *image_size)).astype(np.float32)
+    infer = inference_of(engine)
     end = time.perf_counter() + warmup_ms / 1000
     while True:
-        engine.infer(images)
+        infer(images)
         if time.perf_counter() >= end:
             break
     on_gpu = engine.compute_times_ms(images, 1) is not None
@@ -145,7 +146,7 @@ def measure_latency(
     start = now = time.perf_counter()
     while now - start < duration_s or len(times_ms) < iterations:
         earlier = now
-        engine.infer(images)
+        infer(images)
         now = time.perf_counter()
         times_ms.append((now - earlier) * 1000)
     after = device_state() if on_gpu else None

@@ -12,7 +12,7 @@ import typer
 
 from gmf_edge.engines.tensorrt.options import TrtexecRequest, options_from_trtexec
 from gmf_edge.errors import SpecError
-from gmf_edge.spec import VARIANTS, BatchProfile, BuildSpec, Precision
+from gmf_edge.spec import VARIANTS, BatchProfile, BuildSpec, Precision, SizeRange, Task
 
 
 class BackendName(str, Enum):
@@ -32,6 +32,13 @@ class VariantName(str, Enum):
     SMALL = "small"
     BASE = "base"
     LARGE = "large"
+
+
+class TaskName(str, Enum):
+    """Choices of --task."""
+
+    CLASSIFY = "classify"
+    FEATURES = "features"
 
 
 class PrecisionName(str, Enum):
@@ -60,6 +67,16 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; a
 Variant = Annotated[VariantName | None, typer.Option(help="Which GroupMixFormer.", show_default="the checkpoint's, else pico")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Weights: .pth or .safetensors.", show_default="packaged (pico) or random")]
 ImageSize = Annotated[str | None, typer.Option(help="Pixels, S or HxW, multiples of 32.", show_default="224, pico 64")]
+TaskChoice = Annotated[
+    TaskName, typer.Option("--task", help="What comes out: logits, or a backbone's maps of strides 4, 8, 16 and 32.")
+]
+DynamicSize = Annotated[
+    str | None,
+    typer.Option(
+        help="features: sizes that one engine takes, MIN..MAX such as 256..512 or 256x256..512x768; --image-size is what it is tuned for.",
+        show_default="--image-size alone",
+    ),
+]
 Classes = Annotated[
     int | None, typer.Option("--num-classes", help="Number of classes.", show_default="the checkpoint's, else 1000")
 ]
@@ -130,6 +147,7 @@ class CalibrationOptions:
     calibration_data: CalibrationData = None
     calibration_images: CalibrationImages = 500
     recipe: RecipeName = "balanced"
+    task: TaskChoice = TaskName.CLASSIFY
 
     def calibration_spec(self) -> BuildSpec:
         """The request of `gmf-edge calibrate`.
@@ -148,6 +166,7 @@ class CalibrationOptions:
             calibration_data=self.calibration_data,
             calibration_images=self.calibration_images,
             recipe=self.recipe,
+            task=Task(self.task.value),
         )
 
 
@@ -170,6 +189,7 @@ class BundleOptions(CalibrationOptions):
     eval_data: EvalData = None
     eval_images: EvalImages = None
     max_drop: MaxDrop = None
+    dynamic_size: DynamicSize = None
 
     def spec(self, backend: BackendName = BackendName.AUTO, keep_int8: bool = False) -> BuildSpec:
         """The request.
@@ -178,12 +198,13 @@ class BundleOptions(CalibrationOptions):
             SpecError: two precisions, or nonsense.
         """
         precision = self._precision_name()
+        image_size = None if self.image_size is None else parse_size(self.image_size)
         return BuildSpec(
             precision=Precision.INT8 if precision is PrecisionName.AUTO else Precision(precision.value),
             auto=precision is PrecisionName.AUTO,
             variant=None if self.variant is None else self.variant.value,
             checkpoint=self.checkpoint,
-            image_size=None if self.image_size is None else parse_size(self.image_size),
+            image_size=image_size,
             num_classes=self.num_classes,
             profile=BatchProfile(self.min_batch, self.opt_batch, self.max_batch),
             backend=backend.value,
@@ -200,6 +221,8 @@ class BundleOptions(CalibrationOptions):
             budget_minutes=self.budget_minutes,
             keep_int8=keep_int8,
             plugin_archs=tuple(self.plugin_arch or ()),
+            task=Task(self.task.value),
+            sizes=None if self.dynamic_size is None else parse_range(self.dynamic_size, image_size),
         )
 
     def _precision_name(self) -> PrecisionName:
@@ -252,3 +275,16 @@ def parse_size(text: str) -> tuple[int, int]:
     if not 1 <= len(parts) <= 2 or not all(part.isdigit() for part in parts):
         raise SpecError(f"cannot read the image size {text!r}", "write it as 224, or as HxW such as 256x192")
     return int(parts[0]), int(parts[-1])
+
+
+def parse_range(text: str, image_size: tuple[int, int] | None) -> SizeRange:
+    """Image sizes of "256..512" or "256x256..512x768", tuned for image_size, or for the largest where that is None.
+
+    Raises:
+        SpecError: another form, no multiples of 32, or out of order.
+    """
+    low, dots, high = text.partition("..")
+    if not dots:
+        raise SpecError(f"cannot read the image sizes {text!r}", "write them as MIN..MAX, such as 256..512 or 256x256..512x768")
+    smallest, largest = parse_size(low), parse_size(high)
+    return SizeRange(smallest, image_size or largest, largest)

@@ -16,6 +16,7 @@ from rich.table import Table
 from gmf_edge.cli.options import ScreenOptions
 from gmf_edge.engines.protocol import Progress, silent
 from gmf_edge.errors import AccuracyError
+from gmf_edge.spec import Task, words_of_size
 
 if TYPE_CHECKING:
     from gmf_edge.bundle import Bundle
@@ -95,6 +96,8 @@ def show_report(report: Mapping[str, Any]) -> None:
         out.print(f"flipped: {flip['image']}: {flip['reference']} -> {flip['engine']}", markup=False)
     if len(parity["flips"]) > 5:
         out.print(f"and {len(parity['flips']) - 5} more flipped images, by name in report.json", markup=False)
+    if parity.get("maps"):
+        show_maps(parity["maps"])
     if report["latency"]:
         show_latency(list(report["latency"].values()))
     for name in ("plugin", "comparison"):
@@ -105,6 +108,19 @@ def show_report(report: Mapping[str, Any]) -> None:
     if report.get("alternative"):
         other = report["alternative"]
         out.print(f"{report['precision']} was delivered; beside it {other['precision']}: {other['reason']}", markup=False)
+
+
+def show_maps(maps: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print a backbone's maps, each with its worst image over all batch and image sizes."""
+    table = Table("map", "relative L2", "cosine", "largest error", "of values up to", "at", box=None, pad_edge=False)
+    for name, worst in maps.items():
+        numbers = [worst[key] for key in ("relative_l2", "cosine", "max_abs_error", "largest")]
+        shown = [
+            "not finite" if number is None else f"{number:.6f}" if key == 1 else f"{number:.3g}"
+            for key, number in enumerate(numbers)
+        ]
+        table.add_row(name, *shown, f"{words_of_size(worst['image_size'])}, batch {worst['batch']}")
+    out.print(table)
 
 
 def show_latency(values: Sequence[Mapping[str, Any]]) -> None:
@@ -133,9 +149,11 @@ def show_bundle(bundle: Bundle, layers: int) -> None:
     """Print what is in a bundle, with this many of its engine's slowest layers."""
     manifest, report = bundle.manifest, bundle.report
     model = manifest.model
-    out.print(
-        f"{model.variant} {model.image_size[0]}x{model.image_size[1]}, {model.num_classes} classes, {manifest.precision.value}"
-    )
+    size = words_of_size(model.image_size)
+    if manifest.sizes is not None:
+        size = f"{words_of_size(manifest.sizes.min)} to {words_of_size(manifest.sizes.max)}, tuned for {size}"
+    gives = f"{model.num_classes} classes" if model.task is Task.CLASSIFY else "backbone: maps of strides 4, 8, 16, 32"
+    out.print(f"{model.variant} {size}, {gives}, {manifest.precision.value}")
     out.print(manifest.weights.statement, markup=False)
     profile = manifest.profile
     out.print(f"batch {profile.min}..{profile.max}, tuned for {profile.opt}; {manifest.io_dtype} input and output")

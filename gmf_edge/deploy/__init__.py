@@ -31,7 +31,7 @@ from gmf_edge.deploy.verify import verify_bundle
 from gmf_edge.engines.choose import choose_backend
 from gmf_edge.engines.protocol import Backend, Progress, silent
 from gmf_edge.errors import GmfEdgeError
-from gmf_edge.spec import Gate
+from gmf_edge.spec import Gate, MapGate, Task
 from gmf_edge.verify.judge import judge
 from gmf_edge.verify.report import report_of, write_report
 
@@ -103,12 +103,15 @@ def deploy_in_place(
     images: ImageSet | None,
     *,
     backend: str,
-    gate: Gate,
+    gate: Gate | MapGate,
     use_plugin: bool = True,
     options: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> Result:
     """Build the engine into the bundle's folder, prove it, measure it, write report.json and seal the folder."""
+    if bundle.manifest.model.task is Task.FEATURES:
+        # the golden images were taken from them, and are what a backbone is proved on
+        images = None
     chosen, why = choose_backend(backend, to_build=True)
     progress(None, f"backend: {why}")
     request = engine_request(bundle, use_plugin, options or {})
@@ -139,7 +142,13 @@ def deploy_in_place(
 
 
 def _report(
-    backend: Backend, why: str, built: BuiltEngine, bundle: Bundle, images: ImageSet | None, gate: Gate, progress: Progress
+    backend: Backend,
+    why: str,
+    built: BuiltEngine,
+    bundle: Bundle,
+    images: ImageSet | None,
+    gate: Gate | MapGate,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Open an engine, prove it, measure it: the content of report.json."""
     with backend.open(built.request, built.folder, built.files) as engine:

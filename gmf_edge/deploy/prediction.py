@@ -11,6 +11,8 @@ import numpy as np
 from gmf_edge.bundle import open_bundle
 from gmf_edge.deploy.engine import open_or_build
 from gmf_edge.engines.protocol import Progress, silent
+from gmf_edge.errors import BundleError
+from gmf_edge.spec import Task
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,18 @@ def predict(
     """Classify pictures with a bundle's engine; what `gmf-edge predict` does.
 
     Raises:
+        BundleError: a backbone's bundle.
         DataError: a picture that cannot be read.
         GmfEdgeError: see gmf_edge.errors.
     """
     from gmf_edge.image import input_from_file
 
     bundle = open_bundle(folder)
+    if bundle.manifest.model.task is Task.FEATURES:
+        raise BundleError(
+            f"{folder} is a backbone: it gives the maps of four stages and knows no classes",
+            "feed Engine.infer_maps to a detector or segmenter (examples/feature_pyramid.py), or build with --task classify",
+        )
     with ExitStack() as stack:
         inputs = [input_from_file(image, bundle.manifest.preprocess, str(image)) for image in images]
         engine, _ = open_or_build(bundle, backend, stack, progress)

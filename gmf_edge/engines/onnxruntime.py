@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from gmf_edge.engines.protocol import EngineFacts, EngineRequest, FloatArray, LayerRecord, Progress, silent
+from gmf_edge.engines.protocol import EngineFacts, EngineRequest, FloatArray, LayerRecord, Progress, require_task, silent
 from gmf_edge.errors import EngineError, EnvironmentProblem, SpecError
-from gmf_edge.spec import OPSET_NEW, BatchProfile
+from gmf_edge.spec import LOGITS, OPSET_NEW, BatchProfile, SizeRange, Task, words_of_size
 
 NAME = "onnxruntime"
 OPTIONS = ("threads",)
@@ -93,18 +93,28 @@ class OnnxRuntimeBackend:
         # INT8 and BF16 bundles carry a graph of their own for the CPU, see gmf_edge.precision.lower
         form = "onnxruntime" if ("onnxruntime", OPSET_NEW) in request.graphs.files else "portable"
         return OnnxRuntimeEngine(
-            request.graphs.path(form, OPSET_NEW), request.profile, int(request.options.get("threads", 0)), form
+            request.graphs.path(form, OPSET_NEW), request.profile, int(request.options.get("threads", 0)), form, request.sizes
         )
 
 
 class OnnxRuntimeEngine:
     """An ONNX Runtime session over one graph; see gmf_edge.engines.protocol.Engine."""
 
-    def __init__(self, graph: Path, profile: BatchProfile, threads: int = 0, form: str = "portable") -> None:
-        self._graph, self._profile, self._threads, self._form = graph, profile, threads, form
+    def __init__(
+        self,
+        graph: Path,
+        profile: BatchProfile,
+        threads: int = 0,
+        form: str = "portable",
+        sizes: SizeRange | None = None,
+    ) -> None:
+        self._graph, self._profile, self._threads, self._form, self._sizes = graph, profile, threads, form, sizes
         self._session: Any = self._new_session()
         image = self._session.get_inputs()[0]
-        self._input, self._shape = image.name, tuple(image.shape[1:])
+        self._input = image.name
+        # a graph of several sizes has names for its height and width
+        self._shape = (3, *(sizes.opt if sizes is not None else image.shape[2:]))
+        self._outputs = tuple(output.name for output in self._session.get_outputs())
         self._half = image.type == "tensor(float16)"
 
     def _new_session(self, profile_prefix: str | None = None) -> Any:
@@ -121,16 +131,38 @@ class OnnxRuntimeEngine:
             reason = str(error).splitlines()[0]
             raise EngineError(f"ONNX Runtime cannot open {self._graph}: {reason}", "export the bundle again") from error
 
+    @property
+    def task(self) -> Task:
+        """By the graph's outputs."""
+        return Task.CLASSIFY if self._outputs == (LOGITS,) else Task.FEATURES
+
     def infer(self, images: FloatArray) -> FloatArray:
         """Preprocessed images [B, 3, H, W], FP32 -> logits [B, classes], FP32.
 
         Raises:
-            EngineError: closed, wrong shape, or a batch size outside the profile.
+            EngineError: closed, wrong shape, a batch size outside the profile, or a backbone.
         """
+        require_task(self.task, Task.CLASSIFY)
+        return self._outputs_of(images)[LOGITS]
+
+    def infer_maps(self, images: FloatArray) -> Mapping[str, FloatArray]:
+        """Preprocessed images [B, 3, H, W], FP32 -> a backbone's maps by name, [B, C, H / stride, W / stride], FP32.
+
+        Raises:
+            EngineError: closed, wrong shape, a batch or image size outside the profile, or a classifier.
+        """
+        require_task(self.task, Task.FEATURES)
+        return self._outputs_of(images)
+
+    def _outputs_of(self, images: FloatArray) -> dict[str, FloatArray]:
         if self._session is None:
             raise EngineError("the engine is closed", "open it again")
-        if images.ndim != 4 or images.shape[1:] != self._shape:
-            raise EngineError(f"images of shape {images.shape}", f"give [batch, {', '.join(map(str, self._shape))}]")
+        if images.ndim != 4 or not self._takes(images.shape[1:]):
+            wanted = f"[batch, {', '.join(map(str, self._shape))}]"
+            if self._sizes is not None:
+                low, high = words_of_size(self._sizes.min), words_of_size(self._sizes.max)
+                wanted = f"[batch, 3, H, W] with H and W multiples of 32, from {low} to {high}"
+            raise EngineError(f"images of shape {images.shape}", f"give {wanted}")
         if not self._profile.min <= len(images) <= self._profile.max:
             raise EngineError(
                 f"batch size {len(images)} is outside the profile {self._profile.min}..{self._profile.max}",
@@ -141,17 +173,22 @@ class OnnxRuntimeEngine:
     def compute_times_ms(self, images: FloatArray, count: int) -> None:
         """None: on a CPU the host's clock is the engine's."""
 
-    def _run(self, session: Any, images: FloatArray) -> FloatArray:
+    def _takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether [3, H, W] is what the graph is for."""
+        if self._sizes is None:
+            return shape == self._shape
+        return shape[0] == 3 and self._sizes.includes((shape[1], shape[2]))
+
+    def _run(self, session: Any, images: FloatArray) -> dict[str, FloatArray]:
         given = np.ascontiguousarray(images, np.float16 if self._half else np.float32)
         try:
-            (logits,) = session.run(None, {self._input: given})
+            found = session.run(None, {self._input: given})
         except Exception as error:  # see _new_session
             reason = str(error).splitlines()[0]
             raise EngineError(
                 f"ONNX Runtime failed at batch {len(images)}: {reason}", "use smaller batches or free memory"
             ) from error
-        result: FloatArray = logits.astype(np.float32, copy=False)
-        return result
+        return {name: output.astype(np.float32, copy=False) for name, output in zip(self._outputs, found, strict=True)}
 
     @functools.cached_property
     def facts(self) -> EngineFacts:

@@ -25,7 +25,7 @@ from gmf_edge.prepare.graphs import fused_stage, lowered_stage, plain_stage
 from gmf_edge.prepare.quantization import quantization_for
 from gmf_edge.prepare.reference import reference_stage
 from gmf_edge.prepare.source import SourceModel, load_source
-from gmf_edge.spec import BuildSpec, Precision
+from gmf_edge.spec import BuildSpec, Precision, Task
 
 if TYPE_CHECKING:
     from gmf_edge.precision.ranges import Ranges
@@ -91,7 +91,8 @@ def write_bundle(source: SourceModel, spec: BuildSpec, folder: Path, progress: P
 
     for stage in (lowered, reference):
         _copy_files(stage, folder)
-    (folder / LABELS).write_text("\n".join(source.classes) + "\n", encoding="utf-8")
+    if spec.task is Task.CLASSIFY:
+        (folder / LABELS).write_text("\n".join(source.classes) + "\n", encoding="utf-8")
     manifest = Manifest(
         model=source.spec,
         weights=source.origin,
@@ -106,6 +107,7 @@ def write_bundle(source: SourceModel, spec: BuildSpec, folder: Path, progress: P
         rewriting=tuple(fused.facts["passes"]),
         versions={"gmf-edge": __version__, **library_versions()},
         evaluation=reference.facts["evaluation"],
+        sizes=spec.sizes,
     )
     return seal(folder, manifest)
 

@@ -8,13 +8,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gmf_edge.artifact import Stage, sha256_of
 from gmf_edge.bundle import GOLDEN
 from gmf_edge.engines.protocol import Progress
 from gmf_edge.prepare.cached import cached_stage
 from gmf_edge.prepare.source import SourceModel
-from gmf_edge.spec import OPSET_BF16, OPSET_NEW, OPSET_OLD, TARGETS, BuildSpec, ModelSpec, Precision
+from gmf_edge.spec import OPSET_BF16, OPSET_NEW, OPSET_OLD, TARGETS, BuildSpec, ModelSpec, Precision, Task
 from gmf_edge.verify.golden import Golden, in_batches
+from gmf_edge.verify.maps import GoldenMaps
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -35,10 +39,15 @@ BF16_FILES = {"portable.onnx": ("portable", OPSET_BF16), "plugin.onnx": ("plugin
 CPU_GRAPH = {"onnxruntime.onnx": ("onnxruntime", OPSET_NEW)}
 
 
-def graph_files(precision: Precision) -> dict[str, tuple[str, int]]:
-    """file name -> (form, opset) of a bundle's graphs. INT8 and BF16 need one of their own on a CPU; TensorRT 8.6 has no BF16."""
+def graph_files(precision: Precision, any_size: bool = False) -> dict[str, tuple[str, int]]:
+    """file name -> (form, opset) of a bundle's graphs.
+
+    INT8 and BF16 need one of their own on a CPU; TensorRT 8.6 has no BF16; the plugin's node has H and W in its attributes, so that there
+    is no plugin form of any size.
+    """
     files = BF16_FILES if precision is Precision.BF16 else GRAPH_FILES
-    return {**files, **(CPU_GRAPH if precision in (Precision.INT8, Precision.BF16) else {})}
+    cpu = CPU_GRAPH if precision in (Precision.INT8, Precision.BF16) else {}
+    return {name: key for name, key in {**files, **cpu}.items() if not (any_size and key[0] == "plugin")}
 
 
 def plain_stage(source: SourceModel, progress: Progress) -> Stage:
@@ -79,7 +88,7 @@ def lowered_stage(
         from gmf_edge.rewrite.shared_weights import save_graphs
 
         progress(None, f"lowering to 3-{spec.precision.value}.onnx")
-        golden = Golden.load(reference.folder / GOLDEN).images
+        golden = golden_images(reference.folder / GOLDEN, spec.task)
         lowered = lower_precision(
             onnx_ir.load(fused.folder / FUSED),
             spec.precision,
@@ -90,8 +99,8 @@ def lowered_stage(
         )
         for sentence in lowered.facts.get("advice", ()):
             progress(None, sentence)
-        files = graph_files(spec.precision)
-        graphs = {name: _graph_for(lowered, form, opset, spec.precision) for name, (form, opset) in files.items()}
+        files = graph_files(spec.precision, spec.sizes is not None)
+        graphs = {name: _graph_for(lowered, form, opset, spec) for name, (form, opset) in files.items()}
         kernels: list[Mapping[str, Any]] = []
         if spec.plugin_archs:
             progress(None, f"compiling GPU kernels for {', '.join(spec.plugin_archs)}")
@@ -108,9 +117,15 @@ def lowered_stage(
         "precision": spec.precision.value,
         "io_dtype": spec.io_dtype,
         "plugin_archs": list(spec.plugin_archs),
+        "any_size": spec.sizes is not None,
         "quantization": None if quantization is None else quantization.to_json(),
     }
     return cached_stage("lowered", inputs, make, f"3-{spec.precision.value}.onnx", progress)
+
+
+def golden_images(path: Path, task: Task) -> NDArray[np.float32]:
+    """The golden images of the size that the model is exported at, float32 [g, 3, H, W]."""
+    return Golden.load(path).images if task is Task.CLASSIFY else GoldenMaps.load(path).sizes[0].images
 
 
 def _attach_kernels(graphs: dict[str, onnx_ir.Model], model: ModelSpec, spec: BuildSpec) -> list[Mapping[str, Any]]:
@@ -138,15 +153,21 @@ def _attach_kernels(graphs: dict[str, onnx_ir.Model], model: ModelSpec, spec: Bu
         return list(table.rows)
 
 
-def _graph_for(lowered: Lowered, form: str, opset: int, precision: Precision) -> onnx_ir.Model:
+def _graph_for(lowered: Lowered, form: str, opset: int, spec: BuildSpec) -> onnx_ir.Model:
     from gmf_edge.precision.bf16 import with_fp32_kernels
     from gmf_edge.rewrite.bodies import drop_bodies, inline_bodies
+    from gmf_edge.rewrite.image_sizes import with_any_size
     from gmf_edge.rewrite.opset import for_target
 
+    def portable(fused: onnx_ir.Model) -> onnx_ir.Model:
+        graph = inline_bodies(fused)
+        return graph if spec.sizes is None else with_any_size(graph)
+
+    precision = spec.precision
     if form == "onnxruntime":
-        return for_target(with_fp32_kernels(inline_bodies(lowered.cpu)), TARGETS["onnxruntime"])
+        return for_target(with_fp32_kernels(portable(lowered.cpu)), TARGETS["onnxruntime"])
     target = next(
         t for t in TARGETS.values() if (t.has_bf16 or precision is not Precision.BF16) and t.opset_for(precision) == opset
     )
     fused = lowered.weak if opset == OPSET_OLD else lowered.strong
-    return for_target(drop_bodies(fused) if form == "plugin" else inline_bodies(fused), target, precision)
+    return for_target(drop_bodies(fused) if form == "plugin" else portable(fused), target, precision)

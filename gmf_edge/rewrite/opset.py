@@ -39,6 +39,8 @@ UNCHANGED_OPS = frozenset(
         "QuantizeLinear",
         "DequantizeLinear",
         "Reshape",
+        "Shape",
+        "Slice",
         "Softmax",
         "Transpose",
         "Split",

@@ -17,7 +17,7 @@ from typing import Any
 from gmf_edge.engines.tensorrt.cuda import Device
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import SpecError
-from gmf_edge.spec import BatchProfile, Precision
+from gmf_edge.spec import BatchProfile, Precision, SizeRange
 
 HARDWARE_COMPATIBILITY = ("none", "ampere+", "same")
 EXTERNAL_TACTIC_SOURCES = ("cublas", "cublas_lt", "cudnn")
@@ -180,7 +180,8 @@ class TrtexecRequest:
     Attributes:
         options: of TensorRTOptions.
         profile: batch sizes, or None where no shapes were given.
-        image_size: (H, W) in pixels, or None.
+        image_size: (H, W) in pixels, or None; of several, the one to tune for.
+        sizes: where the shapes have several image sizes.
         precision: what --fp16, --bf16 or --int8 asks the graph to be lowered to, or None.
         bench: warmup_ms, duration_s, iterations, percentiles, for the latency measurement.
     """
@@ -190,6 +191,7 @@ class TrtexecRequest:
     image_size: tuple[int, int] | None
     precision: Precision | None
     bench: dict[str, Any]
+    sizes: SizeRange | None = None
 
 
 def options_from_trtexec(arguments: Iterable[str]) -> TrtexecRequest:
@@ -261,25 +263,23 @@ def options_from_trtexec(arguments: Iterable[str]) -> TrtexecRequest:
             bench["percentiles"] = tuple(_integer(argument, part) for part in value.split(","))
         else:
             raise SpecError(f"trtexec option {argument!r} has no counterpart here", "leave it out; see 'gmf-edge build --help'")
-    profile, image_size = _profile(shapes)
+    profile, sizes = _profile(shapes)
     TensorRTOptions.of(options)
-    return TrtexecRequest(options, profile, image_size, precision, bench)
+    one_size = sizes is None or sizes.min == sizes.max
+    image_size = None if sizes is None else sizes.opt
+    return TrtexecRequest(options, profile, image_size, precision, bench, None if one_size else sizes)
 
 
-def _profile(shapes: Mapping[str, tuple[int, int, int, int]]) -> tuple[BatchProfile | None, tuple[int, int] | None]:
-    """Batch sizes and (H, W) from the shapes that were given; a missing bound is that of the nearest given one."""
+def _profile(shapes: Mapping[str, tuple[int, int, int, int]]) -> tuple[BatchProfile | None, SizeRange | None]:
+    """Batch and image sizes from the shapes that were given; a missing bound is that of the nearest given one."""
     if not shapes:
         return None, None
-    sizes = {shape[2:] for shape in shapes.values()}
-    if len(sizes) > 1:
-        listed = ", ".join(f"{height}x{width}" for height, width in sorted(sizes))
-        raise SpecError(f"the shapes have several image sizes: {listed}", "give one H and W; only the batch may vary")
     low = shapes.get("min", shapes.get("opt", shapes.get("max")))
     high = shapes.get("max", shapes.get("opt", shapes.get("min")))
     assert low is not None
     assert high is not None
     opt = shapes.get("opt", high)
-    return BatchProfile(low[0], opt[0], high[0]), sizes.pop()
+    return BatchProfile(low[0], opt[0], high[0]), SizeRange(low[2:], opt[2:], high[2:])
 
 
 def _images_shape(argument: str, value: str) -> tuple[int, int, int, int]:
