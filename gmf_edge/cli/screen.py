@@ -100,6 +100,8 @@ def show_report(report: Mapping[str, Any]) -> None:
         show_maps(parity["maps"])
     if report["latency"]:
         show_latency(list(report["latency"].values()))
+    if report.get("choice"):
+        show_choice(report["choice"], str(engine["backend"]))
     for name in ("plugin", "comparison"):
         if report.get(name):
             out.print(f"{name}: {report[name]['reason']}", markup=False)
@@ -121,6 +123,17 @@ def show_maps(maps: Mapping[str, Mapping[str, Any]]) -> None:
         ]
         table.add_row(name, *shown, f"{words_of_size(worst['image_size'])}, batch {worst['batch']}")
     out.print(table)
+
+
+def show_choice(choice: Mapping[str, Any], delivered: str) -> None:
+    """Print a table of the engines that came into question, and why the delivered one was chosen."""
+    table = Table("engine", "version", "time", "", box=None, pad_edge=False)
+    for name, row in choice["engines"].items():
+        relative = "" if row["relative_time"] is None else f"{row['relative_time']:.2f}"
+        mark = "delivered" if row["backend"] == delivered and row["right"] else ("" if row["right"] else row["reason"])
+        table.add_row(name, row["version"] or "", relative, mark)
+    out.print(table)
+    out.print(f"choice: {choice['reason']}", markup=False)
 
 
 def show_latency(values: Sequence[Mapping[str, Any]]) -> None:

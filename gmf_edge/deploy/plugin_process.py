@@ -30,7 +30,7 @@ def plugin_answer(job: TrialJob, progress: Progress) -> dict[str, Any]:
     profile = job.request.profile
     with ExitStack() as stack:
         engine = stack.enter_context(backend.open(job.request, job.out, files))
-        failure = golden_failure(engine, job.golden, profile, job.gate, progress)
+        failure = golden_failure(engine, job.golden, profile.sizes, job.gate, progress)
         if failure is not None:
             return {"files": files, "comparison": refused(NAMES, f"{NAMES[0]} is wrong {failure}", PLUGIN_MARGIN).to_json()}
         portable = stack.enter_context(backend.open(job.portable_request, job.portable_folder, job.portable_files))

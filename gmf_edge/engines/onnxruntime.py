@@ -11,7 +11,6 @@ import functools
 import importlib.util
 import json
 import os
-import platform
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -20,9 +19,19 @@ from typing import Any
 
 import numpy as np
 
-from gmf_edge.engines.protocol import EngineFacts, EngineRequest, FloatArray, LayerRecord, Progress, require_task, silent
+from gmf_edge.cpu import cpu_name, engine_threads
+from gmf_edge.engines.protocol import (
+    EngineFacts,
+    EngineRequest,
+    FloatArray,
+    LayerRecord,
+    Progress,
+    require_task,
+    silent,
+    wrong_images,
+)
 from gmf_edge.errors import EngineError, EnvironmentProblem, SpecError
-from gmf_edge.spec import LOGITS, OPSET_NEW, BatchProfile, SizeRange, Task, words_of_size
+from gmf_edge.spec import LOGITS, OPSET_NEW, BatchProfile, SizeRange, Task
 
 NAME = "onnxruntime"
 OPTIONS = ("threads",)
@@ -93,7 +102,7 @@ class OnnxRuntimeBackend:
         # INT8 and BF16 bundles carry a graph of their own for the CPU, see gmf_edge.precision.lower
         form = "onnxruntime" if ("onnxruntime", OPSET_NEW) in request.graphs.files else "portable"
         return OnnxRuntimeEngine(
-            request.graphs.path(form, OPSET_NEW), request.profile, int(request.options.get("threads", 0)), form, request.sizes
+            request.graphs.path(form, OPSET_NEW), request.profile, request.options.get("threads"), form, request.sizes
         )
 
 
@@ -104,11 +113,12 @@ class OnnxRuntimeEngine:
         self,
         graph: Path,
         profile: BatchProfile,
-        threads: int = 0,
+        threads: int | None = None,
         form: str = "portable",
         sizes: SizeRange | None = None,
     ) -> None:
-        self._graph, self._profile, self._threads, self._form, self._sizes = graph, profile, threads, form, sizes
+        self._graph, self._profile, self._asked_threads, self._form, self._sizes = graph, profile, threads, form, sizes
+        self._threads = engine_threads(threads)
         self._session: Any = self._new_session()
         image = self._session.get_inputs()[0]
         self._input = image.name
@@ -122,7 +132,8 @@ class OnnxRuntimeEngine:
 
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = self._threads
+        # 0, its own default, is a thread a core as well, and ties them to the cores; a machine that is shared must not
+        options.intra_op_num_threads = self._threads.count if self._threads.limited else 0
         if profile_prefix is not None:
             options.enable_profiling, options.profile_file_prefix = True, profile_prefix
         try:
@@ -157,12 +168,9 @@ class OnnxRuntimeEngine:
     def _outputs_of(self, images: FloatArray) -> dict[str, FloatArray]:
         if self._session is None:
             raise EngineError("the engine is closed", "open it again")
-        if images.ndim != 4 or not self._takes(images.shape[1:]):
-            wanted = f"[batch, {', '.join(map(str, self._shape))}]"
-            if self._sizes is not None:
-                low, high = words_of_size(self._sizes.min), words_of_size(self._sizes.max)
-                wanted = f"[batch, 3, H, W] with H and W multiples of 32, from {low} to {high}"
-            raise EngineError(f"images of shape {images.shape}", f"give {wanted}")
+        wrong = wrong_images(images.shape, self._shape, self._sizes)
+        if wrong is not None:
+            raise wrong
         if not self._profile.min <= len(images) <= self._profile.max:
             raise EngineError(
                 f"batch size {len(images)} is outside the profile {self._profile.min}..{self._profile.max}",
@@ -172,12 +180,6 @@ class OnnxRuntimeEngine:
 
     def compute_times_ms(self, images: FloatArray, count: int) -> None:
         """None: on a CPU the host's clock is the engine's."""
-
-    def _takes(self, shape: tuple[int, ...]) -> bool:
-        """Whether [3, H, W] is what the graph is for."""
-        if self._sizes is None:
-            return shape == self._shape
-        return shape[0] == 3 and self._sizes.includes((shape[1], shape[2]))
 
     def _run(self, session: Any, images: FloatArray) -> dict[str, FloatArray]:
         given = np.ascontiguousarray(images, np.float16 if self._half else np.float32)
@@ -215,11 +217,13 @@ class OnnxRuntimeEngine:
         return EngineFacts(
             backend=NAME,
             version=ort.__version__,
-            device=_cpu_name(),
+            device=f"{cpu_name()}, {self._threads.count} threads",
             form=self._form,
             layers=tuple(layers),
             precision_shares={name: value / total for name, value in sorted(shares.items())} if total else {},
             notes=tuple(notes),
+            options={} if self._asked_threads is None else {"threads": self._asked_threads},
+            execution={"threads": self._threads.count, "threads_reason": self._threads.reason},
         )
 
     def _profiled_layers(self) -> list[LayerRecord]:
@@ -256,17 +260,3 @@ def _precision_of(arguments: Mapping[str, Any]) -> str:
     types = [next(iter(entry)) for entry in arguments.get("input_type_shape", []) if entry]
     known = [_TYPES[name] for name in types if name in _TYPES]
     return "int8" if "int8" in known else next(iter(known), "other")
-
-
-def _cpu_name() -> str:
-    """The processor's name as Linux tells it, with the number of usable cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass  # not Linux: the platform module's name has to do
-    return f"{name}, {cores} cores"

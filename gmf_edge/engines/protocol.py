@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmf_edge.errors import EngineError
-from gmf_edge.spec import BatchProfile, Precision, SizeRange, Task
+from gmf_edge.spec import BatchProfile, Precision, SizeRange, Task, words_of_size
 
 FloatArray = NDArray[np.float32]
 # (fraction done 0..1 or None where unknown, what is going on)
@@ -56,7 +56,7 @@ class EngineRequest:
         fp32_islands: names of layers that must stay FP32 (weakly typed builders need to be told).
         quantised_layers: ONNX node names of the layers that INT8 was asked for; the engine is held against them.
         use_plugin: whether the plugin form may be used.
-        options: the backend's own options, checked by it (for TensorRT: workspace_mib, timing_cache, ...).
+        options: the backend's own options, checked by it (TensorRT: workspace_mib, ...; a CPU: threads).
     """
 
     graphs: Graphs
@@ -86,7 +86,7 @@ class EngineFacts:
     """What an opened engine says of itself.
 
     Attributes:
-        backend: "onnxruntime" or "tensorrt".
+        backend: its name, of spec.BACKENDS.
         version: of the backend.
         device: the hardware's name.
         form: "portable" or "plugin": which graph it was built from.
@@ -94,6 +94,8 @@ class EngineFacts:
         precision_shares: share of the weighted layers (by time where it was measured) per precision, sums to 1.
         notes: choices and fallbacks that the user should know, one sentence each.
         refitted: its weights were put in when it was opened, so that what was proved of the file is not proved of them.
+        options: of the request, with which this engine is opened again as it is; empty where its files keep them.
+        execution: how it runs, for the report, such as {"threads": 2, "threads_reason": "2 cores"}; plain values.
     """
 
     backend: str
@@ -104,6 +106,8 @@ class EngineFacts:
     precision_shares: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     refitted: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    execution: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Engine(Protocol):
@@ -165,6 +169,24 @@ def require_task(task: Task, wanted: Task) -> None:
         )
     if task is not wanted:
         raise EngineError("this engine is a classifier: it gives logits and no maps", "call infer, or build with --task features")
+
+
+def wrong_images(shape: tuple[int, ...], image_shape: tuple[int, ...], sizes: SizeRange | None) -> EngineError | None:
+    """What is wrong with images of this shape, to be raised; None where an engine takes them, but for their batch size.
+
+    Args:
+        shape: of the images.
+        image_shape: (3, H, W) of an engine of one image size.
+        sizes: of an engine of several.
+    """
+    if sizes is None:
+        wanted = f"[batch, {', '.join(map(str, image_shape))}]"
+        fits = len(shape) == 4 and shape[1:] == image_shape
+    else:
+        low, high = words_of_size(sizes.min), words_of_size(sizes.max)
+        wanted = f"[batch, 3, H, W] with H and W multiples of 32, from {low} to {high}"
+        fits = len(shape) == 4 and shape[1] == 3 and sizes.includes((shape[2], shape[3]))
+    return None if fits else EngineError(f"images of shape {tuple(shape)}", f"give {wanted}")
 
 
 class Backend(Protocol):

@@ -18,7 +18,7 @@ from onnx_ir import DataType
 
 from gmf_edge.errors import RewriteError
 
-HEIGHT_AXIS, WIDTH_AXIS = "height", "width"
+BATCH_AXIS, HEIGHT_AXIS, WIDTH_AXIS = "batch", "height", "width"
 
 
 def with_any_size(portable: onnx_ir.Model) -> onnx_ir.Model:
@@ -36,19 +36,26 @@ def with_any_size(portable: onnx_ir.Model) -> onnx_ir.Model:
     for node in [node for node in graph.graph if node.op_type == "Reshape"]:
         before, after = (_static(value) for value in (node.inputs[0], node.outputs[0]))
         shape: onnx_ir.Value
+        if before == after:
+            # what is left of a map that became tokens and a map again
+            _bypass(node)
+            continue
         if len(before) == 2 and len(after) == 3:
-            shape = sizes.joined([-1, sizes.tokens(after[1]), after[2]], node)
+            shape = sizes.joined([*sizes.batch_and_tokens(after[1]), after[2]])
         elif len(before) in (3, 4) and len(after) == 4 and after[2] * after[3] == before[-1]:
-            shape = sizes.joined([0, after[1], *sizes.sides((after[2], after[3]))], node)
+            batch, height, width = sizes.axes((after[2], after[3]))
+            shape = sizes.joined([batch, after[1], height, width])
         elif len(before) in (3, 4) and len(after) in (3, 4):
-            shape = sizes.joined([0, *after[1:-1], -1], node)
+            shape = sizes.joined([0, *after[1:-1], -1])
         elif len(after) == 2:
-            shape = sizes.joined([-1, after[1]], node)
+            shape = sizes.joined([-1, after[1]])
         else:
             raise RewriteError(
                 f"{node.name} reshapes {before} to {after}, which has no known size in it", "report this with the graph"
             )
         node.replace_input_with(1, shape)
+        # the exporter's 1 would make a 0 mean no elements instead of the input's own axis
+        node.attributes.pop("allowzero", None)
     _forget_shapes(graph)
     onnx_passes.RemoveUnusedNodesPass()(graph)
     onnx_passes.ShapeInferencePass()(graph)
@@ -56,7 +63,7 @@ def with_any_size(portable: onnx_ir.Model) -> onnx_ir.Model:
 
 
 class _StageSizes:
-    """Values of the graph that hold a stage's H, W and N, made where they are asked for the first time."""
+    """Values of the graph that hold a stage's B, H, W and N, made where they are asked for the first time."""
 
     def __init__(self, graph: onnx_ir.Model) -> None:
         self.graph = graph
@@ -68,49 +75,40 @@ class _StageSizes:
                 self.maps.setdefault((int(shape[2]), int(shape[3])), node.outputs[0])
         self.made: dict[str, onnx_ir.Value] = {}
 
-    def sides(self, size: tuple[int, int]) -> tuple[onnx_ir.Value, onnx_ir.Value]:
-        """(H, W), int64 [1] each, of the stage whose maps have this size now."""
+    def axes(self, size: tuple[int, int]) -> tuple[onnx_ir.Value, onnx_ir.Value, onnx_ir.Value]:
+        """(B, H, W), int64 [1] each, of the stage whose maps have this size now."""
         if size not in self.maps:
             raise RewriteError(f"no map of {size[0]} x {size[1]} begins a stage", "report this with the graph")
         source = self.maps[size]
-        producer = source.producer()
-        assert producer is not None
-        stem = f"{source.name}/size"
-        if stem not in self.made:
-            shape = self._node("Shape", [source], stem, producer)
-            for name, axis in ((HEIGHT_AXIS, 2), (WIDTH_AXIS, 3)):
+        names = [f"{source.name}/size/{axis}" for axis in (BATCH_AXIS, HEIGHT_AXIS, WIDTH_AXIS)]
+        if names[0] not in self.made:
+            shape = self._node("Shape", [source], f"{source.name}/size", [source])
+            behind = shape
+            for name, axis in zip(names, (0, 2, 3), strict=True):
                 bounds = [self._constant([number]) for number in (axis, axis + 1, 0)]
-                behind = self.made[f"{stem}/{HEIGHT_AXIS}"] if axis == 3 else shape
-                last = behind.producer()
-                assert last is not None
-                self.made[f"{stem}/{name}"] = self._node("Slice", [shape, *bounds], f"{stem}/{name}", last)
-            self.made[stem] = shape
-        return self.made[f"{stem}/{HEIGHT_AXIS}"], self.made[f"{stem}/{WIDTH_AXIS}"]
+                behind = self.made[name] = self._node("Slice", [shape, *bounds], name, [behind])
+        batch, height, width = (self.made[name] for name in names)
+        return batch, height, width
 
-    def tokens(self, count: int) -> onnx_ir.Value:
-        """N, int64 [1], of the stage that has this many tokens now."""
+    def batch_and_tokens(self, count: int) -> tuple[onnx_ir.Value, onnx_ir.Value]:
+        """(B, N), int64 [1] each, of the stage that has this many tokens now."""
         size = next((size for size in self.maps if size[0] * size[1] == count), None)
         if size is None:
             raise RewriteError(f"no stage has {count} tokens", "report this with the graph")
-        height, width = self.sides(size)
-        name = f"{width.name}/tokens"
+        batch, height, width = self.axes(size)
+        name = f"{self.maps[size].name}/size/tokens"
         if name not in self.made:
-            producer = width.producer()
-            assert producer is not None
-            self.made[name] = self._node("Mul", [height, width], name, producer)
-        return self.made[name]
+            self.made[name] = self._node("Mul", [height, width], name, [width])
+        return batch, self.made[name]
 
-    def joined(self, entries: list[int | onnx_ir.Value], node: onnx_ir.Node) -> onnx_ir.Value:
-        """A Reshape's target of these entries: a constant where all are numbers, else made before the node, once for equal ones."""
+    def joined(self, entries: list[int | onnx_ir.Value]) -> onnx_ir.Value:
+        """A Reshape's target of these entries: a constant where all are numbers, else made behind the sizes, once for equal ones."""
         if all(isinstance(entry, int) for entry in entries):
             return self._constant([entry for entry in entries if isinstance(entry, int)])
         name = "/".join(str(entry) if isinstance(entry, int) else str(entry.name) for entry in entries)
         if name not in self.made:
             parts = [self._constant([entry]) if isinstance(entry, int) else entry for entry in entries]
-            # behind the last of what it is made of, which stands before every node of its stage
-            last = [part.producer() for part in parts if part.producer() is not None][-1]
-            assert last is not None
-            self.made[name] = self._node("Concat", parts, name, last, axis=0)
+            self.made[name] = self._node("Concat", parts, name, [part for part in parts if part.producer() is not None], axis=0)
         return self.made[name]
 
     def _constant(self, numbers: list[int]) -> onnx_ir.Value:
@@ -121,11 +119,23 @@ class _StageSizes:
             self.graph.graph.register_initializer(value)
         return self.graph.graph.initializers[name]
 
-    def _node(self, op_type: str, inputs: list[onnx_ir.Value], name: str, behind: onnx_ir.Node, **attributes: int) -> onnx_ir.Value:
+    def _node(
+        self, op_type: str, inputs: list[onnx_ir.Value], name: str, behind: list[onnx_ir.Value], **attributes: int
+    ) -> onnx_ir.Value:
+        """The result of a new node behind the last of what it is made of, which stands before every node of its stage."""
         made = onnx_ir.node(op_type, inputs, attributes=attributes or None, name=name)
         made.outputs[0].name, made.outputs[0].type = f"{name}/value", onnx_ir.TensorType(DataType.INT64)
-        self.graph.graph.insert_after(behind, made)
+        producer = behind[-1].producer()
+        assert producer is not None
+        self.graph.graph.insert_after(producer, made)
         return made.outputs[0]
+
+
+def _bypass(node: onnx_ir.Node) -> None:
+    source, result = node.inputs[0], node.outputs[0]
+    assert source is not None
+    assert not result.is_graph_output()
+    result.replace_all_uses_with(source)
 
 
 def _static(value: onnx_ir.Value | None) -> list[int]:
