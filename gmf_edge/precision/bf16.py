@@ -14,7 +14,9 @@ from typing import Any
 import onnx_ir
 from onnx_ir import DataType
 
+from gmf_edge.ops.group_mix_attention import OP_TYPE, function_body
 from gmf_edge.precision.half import fp32_statistics, head_islands, insert_cast, node_name, to_half
+from gmf_edge.spec import OPSET_BF16
 
 # what ONNX Runtime's CPU runs on BF16 tensors: operators that move values and compute none
 BF16_KERNELS = frozenset(
@@ -46,10 +48,18 @@ def to_bf16(graph: onnx_ir.Model, islands: Mapping[str, str] | None = None, io_d
         graph: see half.to_half.
         islands: names of nodes to leave in FP32, each with the reason.
         io_dtype: "float32" or "float16", dtype of input and outputs: NumPy has no BF16 to hand over.
+
+    Returns:
+        What stayed FP32; the graph is of opset 22 now.
     """
     kept = {**head_islands(graph), **(islands or {})}
     statistics = fp32_statistics(graph, kept)
     to_half(graph, DataType.BFLOAT16, kept, io_dtype)
+    # at once: at an older opset a BF16 convolution has no type that could be inferred
+    graph.opset_imports[""] = OPSET_BF16
+    for key, function in list(graph.functions.items()):
+        if function.name == OP_TYPE:
+            graph.functions[key] = onnx_ir.from_proto(function_body(OPSET_BF16))
     return Bf16Report(kept, statistics)
 
 

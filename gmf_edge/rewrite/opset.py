@@ -64,8 +64,9 @@ def for_target(graph: onnx_ir.Model, target: Target, precision: Precision = Prec
     lowered.ir_version = IR_VERSION_BF16 if wanted == OPSET_BF16 else target.ir_version
     if given == wanted:
         return lowered
-    if wanted not in (OPSET_OLD, OPSET_BF16) or given != OPSET_NEW:
-        raise RewriteError(f"no way from opset {given} to {wanted}", f"use opset {OPSET_OLD} or {OPSET_BF16}, from {OPSET_NEW}")
+    ways = ((OPSET_NEW, OPSET_OLD), (OPSET_NEW, OPSET_BF16), (OPSET_BF16, OPSET_NEW))
+    if (given, wanted) not in ways:
+        raise RewriteError(f"no way from opset {given} to {wanted}", f"start from opset {OPSET_NEW}")
     for node in list(lowered.graph):
         if node.domain == "" and node.op_type not in UNCHANGED_OPS:
             raise RewriteError(

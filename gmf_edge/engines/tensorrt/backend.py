@@ -112,6 +112,7 @@ class TensorRTBackend:
             options=options,
             fp32_islands=request.fp32_islands,
             timing_cache=timing_cache_path(options, device, version),
+            sizes=request.sizes,
         )
         built = build_engine(job, available_memory_mib(device), progress)
 

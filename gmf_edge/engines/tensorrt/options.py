@@ -25,7 +25,7 @@ OWN_TACTIC_SOURCES = ("edge_mask_convolutions", "jit_convolutions")
 TACTIC_SOURCES = EXTERNAL_TACTIC_SOURCES + OWN_TACTIC_SOURCES
 PRECISION_PROOFS = ("refuse", "warn")
 TILING = ("none", "fast", "moderate", "full")
-INPUT_NAME, OUTPUT_NAME = "images", "logits"
+INPUT_NAME = "images"
 
 # Share of the compute time (of the layers, where nothing was timed) that may stay in FP32 when FP16 or INT8 was asked for.
 # GMA keeps softmax over tokens and its product in FP32 on purpose; a request that was ignored leaves nearly everything there.
