@@ -110,7 +110,7 @@ Bf16 = Annotated[bool, typer.Option("--bf16", help="The same as --precision bf16
 Int8 = Annotated[bool, typer.Option("--int8", help="The same as --precision int8.")]
 MinBatch = Annotated[int, typer.Option(help="Smallest batch that will be served.")]
 OptBatch = Annotated[int, typer.Option(help="Batch to tune for.")]
-MaxBatch = Annotated[int, typer.Option(help="Largest batch that will be served.")]
+MaxBatch = Annotated[int | None, typer.Option(help="Largest batch that will be served.", show_default="8; features 1")]
 IoDtype = Annotated[str, typer.Option(help="Type of the graph's input and output: float32 or float16.")]
 PluginArch = Annotated[
     list[str] | None, typer.Option(help="Carry GPU kernels for this architecture in the plugin graphs, such as sm_87; repeatable.")
@@ -192,7 +192,7 @@ class BundleOptions(CalibrationOptions):
     io_dtype: IoDtype = "float32"
     min_batch: MinBatch = 1
     opt_batch: OptBatch = 1
-    max_batch: MaxBatch = 8
+    max_batch: MaxBatch = None
     plugin_arch: PluginArch = None
     eval_data: EvalData = None
     eval_images: EvalImages = None
@@ -214,7 +214,7 @@ class BundleOptions(CalibrationOptions):
             checkpoint=self.checkpoint,
             image_size=image_size,
             num_classes=self.num_classes,
-            profile=BatchProfile(self.min_batch, self.opt_batch, self.max_batch),
+            profile=BatchProfile(self.min_batch, self.opt_batch, self._largest_batch()),
             backend=backend.value,
             io_dtype=self.io_dtype,
             eval_data=self.eval_data,
@@ -232,6 +232,12 @@ class BundleOptions(CalibrationOptions):
             task=Task(self.task.value),
             sizes=None if self.dynamic_size is None else parse_range(self.dynamic_size, image_size),
         )
+
+    def _largest_batch(self) -> int:
+        """Eight images of a classifier; one of a backbone, whose images are large, or as many as the others need."""
+        if self.max_batch is not None:
+            return self.max_batch
+        return 8 if self.task is TaskName.CLASSIFY else max(self.min_batch, self.opt_batch)
 
     def _precision_name(self) -> PrecisionName:
         flags = {
