@@ -324,10 +324,13 @@ class Gate:
             raise SpecError("agreement and cosine limits are out of range", "agreement lies in 0..1, cosine in -1..1")
 
 
+# BF16 rounds eight times as coarsely as FP16. On a trained mobile (226 pictures, 64 x 64) it moves logits by a relative L2 of 7.3e-3 on
+# average and 1.8e-2 at most (FP16: 8.4e-4 and 1.9e-3), the smallest cosine is 0.99984, and 2 pictures flip, which leaves top-1 where it
+# was. Its limits are some five times that, as FP16's are of what FP16 does
 GATES: dict[Precision, Gate] = {
     Precision.FP32: Gate(max_drop_points=0.0, min_agreement=1.0, min_cosine=0.999999),
     Precision.FP16: Gate(max_drop_points=0.1, min_agreement=0.99, min_cosine=0.9999),
-    Precision.BF16: Gate(max_drop_points=0.5, min_agreement=0.97, min_cosine=0.999),
+    Precision.BF16: Gate(max_drop_points=0.2, min_agreement=0.98, min_cosine=0.999),
     Precision.INT8: Gate(max_drop_points=0.5, min_agreement=0.95, min_cosine=0.99),
 }
 
@@ -351,6 +354,9 @@ class MapGate:
             raise SpecError("the limits of maps are out of range", "cosine lies in -1..1, the relative L2 error is at least 0")
 
 
+# On the same model and pictures an image's map differs from FP32's by a relative L2 of at most 1.9e-3 in FP16 and 1.6e-2 in BF16, its
+# largest error is 1.4e-3 and 1.3e-2 of its largest value, and 1 - cosine at most 1.6e-6 and 1.2e-4. Limits are about five times that: what
+# rounding does to a deeper model passes, what a wrong kernel, border or layout does (errors of the values' own size) is far outside
 MAP_GATES: dict[Precision, MapGate] = {
     Precision.FP32: MapGate(min_cosine=0.999999, max_relative_l2=1e-4, max_error_share=1e-3),
     Precision.FP16: MapGate(min_cosine=0.9999, max_relative_l2=0.01, max_error_share=0.02),

@@ -26,7 +26,7 @@ from gmf_edge.spec import NUM_STAGES
 
 BACKBONE_PREFIX = "backbone."
 _CLASSIFIER = re.compile(r"(head|norm4)\.")
-_NORM = re.compile(r"norm(\d+)\.")
+_NORM = re.compile(r"^norm(\d+)\.")
 
 
 def backbone_state(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], list[str]]:
