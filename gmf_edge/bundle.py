@@ -2,13 +2,13 @@
 
 file                     what it is
 manifest.json            this page's Manifest: what was asked, what was made, the digest of every other file and of itself
-portable.onnx            standard ops, opset 20: ONNX Runtime, and TensorRT 10 and 11 without plugins
+portable.onnx            standard ops, opset 20: ONNX Runtime, OpenVINO, and TensorRT 10 and 11 without plugins
 plugin.onnx              GmfGroupMixAttention nodes, opset 20: TensorRT 10 and 11 with the plugin
 *-opset17.onnx           the same two for TensorRT 8.6; BF16 has none
 weights.bin              the weights of all four, once
 golden.npz               preprocessed images and FP32 PyTorch's logits, or its maps
 reference.npz            with evaluation images: their names, digests, labels and FP32 PyTorch's logits (not the pictures)
-onnxruntime.onnx         INT8 and BF16: Q/DQ, or BF16 storage, beside FP32, which is what has kernels on a CPU
+onnxruntime.onnx         INT8 and BF16: Q/DQ or BF16 storage beside FP32, Linears as Gemm: what ONNX Runtime has kernels for
 ranges.json              INT8 only: the activations' ranges with their provenance
 labels.txt               a class name a line; a backbone has none
 report.json              after deploy: parity, gate, engine, latency
@@ -53,6 +53,7 @@ class Manifest:
         gate: what was accepted when it was built.
         io_dtype: of the graphs' input and output.
         classes: class names, index = class; none of a backbone.
+        class_ids: their WordNet ids; empty where they are not ImageNet's.
         graphs: "form/opset" -> file name.
         lowering: what the precision room noted: islands, weights and activations near the range.
         rewriting: what each rewriting pass did.
@@ -76,6 +77,7 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     engine_files: tuple[str, ...] = ()
     evaluation: Mapping[str, Any] | None = None
+    class_ids: tuple[str, ...] = ()
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     sizes: SizeRange | None = None
 
@@ -92,6 +94,7 @@ class Manifest:
             "gate": vars(self.gate),
             "io_dtype": self.io_dtype,
             "classes": list(self.classes),
+            "class_ids": list(self.class_ids),
             "graphs": dict(self.graphs),
             "lowering": dict(self.lowering),
             "rewriting": [dict(step) for step in self.rewriting],
@@ -115,6 +118,7 @@ class Manifest:
             gate=gate(**values["gate"]),
             io_dtype=values["io_dtype"],
             classes=tuple(values["classes"]),
+            class_ids=tuple(values["class_ids"]),
             graphs=dict(values["graphs"]),
             lowering=dict(values["lowering"]),
             rewriting=tuple(values["rewriting"]),

@@ -86,6 +86,11 @@ def show_report(report: Mapping[str, Any]) -> None:
     else:
         out.print(weights["statement"], markup=False)
     out.print(f"engine: {engine['backend']} {engine['version']} on {engine['device']}, {engine['form']} graph", markup=False)
+    execution = {name: value for name, value in engine.get("execution", {}).items() if name != "threads_reason"}
+    if execution:
+        reason = engine["execution"].get("threads_reason")
+        words = [f"{name} {value}{f' ({reason})' if name == 'threads' and reason else ''}" for name, value in execution.items()]
+        out.print(f"runs with {', '.join(words)}", markup=False)
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in engine["precision_shares"].items())
     if shares:
         out.print(f"asked for {report['precision']}; computed in: {shares} (share of the weighted layers' time)", markup=False)
@@ -101,7 +106,7 @@ def show_report(report: Mapping[str, Any]) -> None:
     if report["latency"]:
         show_latency(list(report["latency"].values()))
     if report.get("choice"):
-        show_choice(report["choice"], str(engine["backend"]))
+        show_choice(report["choice"])
     for name in ("plugin", "comparison"):
         if report.get(name):
             out.print(f"{name}: {report[name]['reason']}", markup=False)
@@ -125,13 +130,13 @@ def show_maps(maps: Mapping[str, Mapping[str, Any]]) -> None:
     out.print(table)
 
 
-def show_choice(choice: Mapping[str, Any], delivered: str) -> None:
+def show_choice(choice: Mapping[str, Any]) -> None:
     """Print a table of the engines that came into question, and why the delivered one was chosen."""
-    table = Table("engine", "version", "time", "", box=None, pad_edge=False)
+    table = Table("engine", "version", "median ms", "", box=None, pad_edge=False)
     for name, row in choice["engines"].items():
-        relative = "" if row["relative_time"] is None else f"{row['relative_time']:.2f}"
-        mark = "delivered" if row["backend"] == delivered and row["right"] else ("" if row["right"] else row["reason"])
-        table.add_row(name, row["version"] or "", relative, mark)
+        median = "" if row["median_ms"] is None else f"{row['median_ms']:.3f}"
+        remark = row["reason"] if not row["right"] else "delivered" if name == choice["delivered"] else ""
+        table.add_row(name, row["version"] or "", median, remark)
     out.print(table)
     out.print(f"choice: {choice['reason']}", markup=False)
 

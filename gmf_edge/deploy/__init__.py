@@ -8,6 +8,7 @@ build        the engine, and one with the plugin where that may be right and fas
              (plugin_trial: in a process of its own, plugin_process)
 parity       an engine against the FP32 PyTorch logits that travel in the bundle
 verify bench prediction   what a deployed bundle is used for
+             (pictures: what predict was given; captions: what it saves)
 """
 
 from __future__ import annotations
@@ -138,14 +139,14 @@ def deploy_in_place(
                 failure = report["reason"]
             # it passed its trial and not this: the next one is still there
             if choice is not None:
-                choice["reason"] += f"; {built.backend.name} is not delivered: {failure}"
+                choice["reason"] += f"; {built.name} is not delivered: {failure}"
                 progress(None, choice["reason"])
                 continue
             plugin = {**(plugin or {}), "accepted": False, "reason": f"the engine without the plugin stays: with it, {failure}"}
             progress(None, plugin["reason"])
         for path in built.folder.iterdir():
             shutil.move(path, bundle.folder / path.name)
-    report |= {"plugin": plugin, "choice": choice}
+    report |= {"plugin": plugin, "choice": choice and {**choice, "delivered": built.name}}
     write_report(report, bundle.folder / REPORT)
     manifest = Manifest.from_json({**bundle.manifest.to_json(), "engine_files": list(built.files)})
     seal(bundle.folder, manifest)

@@ -20,12 +20,13 @@ from gmf_edge.spec import Gate, MapGate
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """A finished engine: who built it and from what, and its files in a folder, the engine first."""
+    """A finished engine: who built it and from what, its files in a folder, the engine first, and what it is called among several."""
 
     backend: Backend
     request: EngineRequest
     folder: Path
     files: tuple[str, ...]
+    name: str = ""
 
 
 def build_engines(

@@ -34,7 +34,8 @@ def engines_by_speed(
 
     Returns:
         The engines that can be delivered, in the order in which to try them (one that is outside the gate is last), and for the
-        report {"reason", "engines": a row each, "comparisons": bench.compare.Comparison.to_json of each pair, "notes"}.
+        report {"reason", "delivered": the first one's name, "engines": a row each, "comparisons": Comparison.to_json of each pair,
+        "notes"}.
 
     Raises:
         GmfEdgeError: of the first one, where none can be built.
@@ -49,18 +50,19 @@ def engines_by_speed(
             name = _name(backend, request, contenders)
             folder = scratch / str(number)
             folder.mkdir()
-            rows[name] = {"backend": backend.name, "version": None, "right": False, "reason": None, "relative_time": None}
+            rows[name] = {"backend": backend.name, "version": None, "right": False, "reason": None}
+            rows[name] |= {"median_ms": None, "relative_time": None}
             try:
                 files = backend.build(request, folder, progress)
                 engine = stack.enter_context(backend.open(request, folder, files))
                 failure = golden_failure(engine, bundle.path(GOLDEN), [profile.max], gate, progress)
+                facts = engine.facts
             except GmfEdgeError as error:
                 errors.append(error)
                 rows[name]["reason"] = str(error)
                 progress(None, f"{name} cannot be used: {error}")
                 continue
-            built[name] = BuiltEngine(backend, request, folder, files)
-            facts = engine.facts
+            built[name] = BuiltEngine(backend, request, folder, files, name)
             rows[name] |= {"version": facts.version, "precision_shares": dict(facts.precision_shares), "notes": list(facts.notes)}
             if failure is None:
                 opened.append((name, engine))
@@ -74,11 +76,11 @@ def engines_by_speed(
             ranking = rank_engines(opened, profile=profile, image_size=bundle.manifest.model.image_size, progress=progress)
             order, comparisons, reason = ranking.order, [found.to_json() for found in ranking.comparisons], ranking.reason
             for name, relative in ranking.relative.items():
-                rows[name]["relative_time"] = relative
+                rows[name] |= {"relative_time": relative, "median_ms": ranking.median_ms.get(name)}
     reason = "; ".join([reason, *(f"not {name}: {row['reason']}" for name, row in rows.items() if not row["right"])])
     progress(None, reason)
     behind = [name for name in built if name not in order]
-    report = {"reason": reason, "engines": rows, "comparisons": comparisons, "notes": []}
+    report = {"reason": reason, "delivered": order[0], "engines": rows, "comparisons": comparisons, "notes": []}
     return [built[name] for name in (*order, *behind)], report
 
 

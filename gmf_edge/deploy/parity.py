@@ -23,7 +23,7 @@ EVALUATION_BATCH = 8
 
 
 def gate_of(manifest: Manifest, max_drop_points: float | None) -> Gate | MapGate:
-    """The bundle's gate, with another limit on top-1 where one is given, in percentage points.
+    """The bundle's gate, with another, strict limit on top-1 where one is given, in percentage points.
 
     Raises:
         SpecError: a limit on top-1 for a backbone.
@@ -34,7 +34,7 @@ def gate_of(manifest: Manifest, max_drop_points: float | None) -> Gate | MapGate
         raise SpecError(
             "--max-drop is in points of top-1, which a backbone has not", "leave it out: each map has limits of its own"
         )
-    return Gate(max_drop_points, manifest.gate.min_agreement, manifest.gate.min_cosine)
+    return Gate(max_drop_points, manifest.gate.min_agreement, manifest.gate.min_cosine, strict=True)
 
 
 def evaluation_images(bundle: Bundle, eval_data: Path | str | None, stack: ExitStack) -> ImageSet | None:

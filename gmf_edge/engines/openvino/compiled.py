@@ -15,6 +15,7 @@ from typing import Any
 
 from gmf_edge.artifact import run_stage, sha256_of
 from gmf_edge.cpu import cpu_features
+from gmf_edge.engines.openvino.saturation import halve_weights
 from gmf_edge.errors import EngineError, EnvironmentProblem
 from gmf_edge.spec import SizeRange
 
@@ -34,6 +35,7 @@ class Compiler:
         properties: for compile_model.
         capabilities: the device's OPTIMIZATION_CAPABILITIES.
         sizes: the image sizes that a model takes, or None for that of image_shape alone.
+        narrow: whether INT8 weights are given 7 bits, see saturation.
     """
 
     core: Any
@@ -43,6 +45,7 @@ class Compiler:
     properties: Mapping[str, Any]
     capabilities: tuple[str, ...]
     sizes: SizeRange | None = None
+    narrow: bool = False
 
     def model(self, batches: tuple[int, int], **more: Any) -> Any:
         """The compiled model for batch sizes from the first to the second; a fixed shape where they are equal.
@@ -71,6 +74,8 @@ class Compiler:
         try:
             model = self.core.read_model(str(self.graph))
             model.reshape([low if low == high else openvino.Dimension(low, high) for low, high in bounds])
+            if self.narrow:
+                halve_weights(model)
             return self.core.compile_model(model, self.device, {**self.properties, **more})
         except RuntimeError as error:
             raise EngineError(
@@ -101,6 +106,7 @@ class Compiler:
             "cpu_features": hashlib.sha256(" ".join(cpu_features()).encode()).hexdigest(),
             "files": [sha256_of(path) for path in (self.graph, *weights)],
             "properties": {name: str(value) for name, value in sorted(self.properties.items())},
+            "narrow": self.narrow,
             "batches": list(batches),
             "image_shape": list(self.image_shape),
             "sizes": None if self.sizes is None else self.sizes.to_json(),
