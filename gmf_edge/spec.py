@@ -450,6 +450,8 @@ class BuildSpec:
                 "kernels were asked for with several image sizes, and the plugin's node has its H and W in it",
                 "leave out --plugin-arch, or give one --image-size",
             )
+        if self.task is Task.FEATURES and self.labels is not None:
+            raise SpecError("--labels names the classes of a classifier, and a backbone has none", "leave it out")
         if self.task is Task.FEATURES and self.max_drop_points is not None:
             raise SpecError(
                 "--max-drop is in points of top-1, which a backbone has not", "leave it out: each map has limits of its own"
