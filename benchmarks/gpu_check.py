@@ -172,7 +172,9 @@ def check_bundle(
         step = "verify"
         verified = verify_bundle(out, backend="tensorrt")
         step = "bench"
-        run["latency"] = [latency.to_json() for latency in bench_bundle(out, backend="tensorrt", duration_s=bench_seconds)]
+        run["latency"] = [
+            latency.to_json() for latency in bench_bundle(out, backend="tensorrt", duration_s=bench_seconds).latencies
+        ]
         run["steps"] = measure_steps(out)
         run["clocks_after"] = clocks()
     except GmfEdgeError as error:

@@ -52,13 +52,18 @@ def open_engine(bundle: Bundle) -> Engine:
     return engine
 
 
-def open_or_build(bundle: Bundle, backend: str, stack: ExitStack, progress: Progress) -> tuple[Engine, str]:
-    """The bundle's engine, by the backend it was deployed with; ONNX Runtime needs no deployment."""
+def open_or_build(
+    bundle: Bundle, backend: str, stack: ExitStack, progress: Progress, options: Mapping[str, Mapping[str, Any]] | None = None
+) -> tuple[Engine, str]:
+    """The bundle's engine, by the backend it was deployed with, and why that one; ONNX Runtime needs no deployment.
+
+    `options` are each backend's own, by its name.
+    """
     deployed = (bundle.report or {}).get("backend")
     chosen, why = choose_backend(str(deployed) if backend == "auto" and deployed else backend)
     files = bundle.manifest.engine_files if deployed == chosen.name else ()
     folder = bundle.folder
-    request = engine_request(bundle, use_plugin=True, options={})
+    request = engine_request(bundle, use_plugin=True, options=(options or {}).get(chosen.name, {}))
     if not files:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gmf-edge-")))
         files = chosen.build(request, folder, progress)
