@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from gmf_edge.bench.load import machine_facts
 from gmf_edge.bench.plain_model import PlainModel
+from gmf_edge.cpu import cpu_name, engine_threads
 from gmf_edge.engines.protocol import Engine, EngineFacts, FloatArray, Progress, silent
 from gmf_edge.errors import EngineError, EnvironmentProblem, SpecError
 from gmf_edge.spec import BatchProfile, Precision
@@ -97,8 +97,7 @@ def open_baseline(name: str, request: BaselineRequest, progress: Progress = sile
 
 
 def _cpu() -> str:
-    facts = machine_facts()
-    return f"{facts['cpu']}, {facts['cores']} cores"
+    return f"{cpu_name()}, {engine_threads().count} cores"
 
 
 class _CpuEngine:

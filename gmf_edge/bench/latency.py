@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from gmf_edge.bench.energy import EnergyMeter
 from gmf_edge.bench.load import CpuLoad
 from gmf_edge.bench.times import PERCENTILES, Times
 from gmf_edge.engines.protocol import Engine, FloatArray
-from gmf_edge.engines.trace import InferenceTrace, Traced, TracedEngine, TracePlan
+from gmf_edge.engines.trace import InferenceTrace, StreamingEngine, Traced, TracedEngine, TracePlan
 from gmf_edge.errors import SpecError
 
 # GPU times asked for at once: their events are all there at the same time
@@ -233,7 +233,8 @@ class Throughput:
         batch: images an inference.
         streams: that ran at a time.
         images_per_s: of wall time, over all streams.
-        latency: of each inference under this load: host latency, or trtexec's latency of an engine that can be traced.
+        latency: of each inference under this load: host latency, or trtexec's latency of an engine that can be traced; None of an
+            engine that keeps the streams by itself.
         modes: as Latency.modes.
         energy: as Latency.energy.
     """
@@ -241,13 +242,13 @@ class Throughput:
     batch: int
     streams: int
     images_per_s: float
-    latency: Times
+    latency: Times | None
     modes: Mapping[str, Any]
     energy: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {**asdict(self), "latency": self.latency.to_json()}
+        return {**asdict(self), "latency": None if self.latency is None else self.latency.to_json()}
 
 
 def measure_throughput(
@@ -256,7 +257,7 @@ def measure_throughput(
     """Throughput with `streams` inferences running at a time.
 
     Args:
-        engines: one that can be traced and has that many streams, or one opened engine a stream, each used by a thread of its own.
+        engines: one that was opened with so many streams, or one opened engine a stream, each used by a thread of its own.
         batch: within the engines' profile.
         image_size: (H, W) in pixels.
         streams: at least 1.
@@ -275,7 +276,28 @@ def measure_throughput(
         latency = Times.of([trace.latency_ms for trace in traced.traces], plan.percentiles)
         rate = batch * len(traced.traces) / traced.wall_s
         return Throughput(batch, streams, rate, latency, modes_of(traced, plan), meter.to_json())
+    if len(engines) < streams:
+        assert isinstance(first, StreamingEngine), "one engine for several streams keeps them itself"
+        return _streamed_throughput(first, images, streams, plan)
     return _threaded_throughput(engines[:streams], images, plan, on_gpu)
+
+
+def _streamed_throughput(engine: StreamingEngine, images: FloatArray, streams: int, plan: BenchPlan) -> Throughput:
+    def fed(seconds: float, least: int) -> Iterator[FloatArray]:
+        start, given = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds or given < least:
+            given += 1
+            yield images
+
+    for _ in engine.infer_many(fed(plan.warmup_ms / 1000, streams)):
+        pass
+    meter = EnergyMeter(on_gpu=False)
+    began = time.perf_counter()
+    done = sum(1 for _ in engine.infer_many(fed(plan.duration_s, streams * plan.iterations)))
+    wall_s = time.perf_counter() - began
+    meter.stop(len(images) * done)
+    modes = {**modes_of(None, plan), "streams": streams, "in_flight": streams}
+    return Throughput(len(images), streams, len(images) * done / wall_s, None, modes, meter.to_json())
 
 
 def _threaded_throughput(engines: Sequence[Engine], images: FloatArray, plan: BenchPlan, on_gpu: bool) -> Throughput:

@@ -12,6 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from gmf_edge.cpu import cpu_name, engine_threads
+
 PROC = Path("/proc")
 SYSFS = Path("/sys")
 # more than this of the CPU's time, and the figures are not the engine's alone
@@ -64,15 +66,14 @@ def machine_facts() -> dict[str, Any]:
     cpuinfo, meminfo = _content(PROC / "cpuinfo"), _content(PROC / "meminfo")
     memory = re.search(r"^MemTotal:\s+(\d+) kB", meminfo, re.MULTILINE)
     clocks = [float(mhz) for mhz in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", cpuinfo, re.MULTILINE)]
-    name = re.search(r"^model name\s*:\s*(.+)", cpuinfo, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)", cpuinfo, re.MULTILINE)
     known = set(flags[1].split()) if flags else set()
     governor = _content(SYSFS / "devices/system/cpu/cpu0/cpufreq/scaling_governor")
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "cpu": name[1].strip() if name else platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu": cpu_name(),
+        "cores": engine_threads().count,
         "instructions": [flag for flag in INSTRUCTIONS if flag in known],
         "memory_gib": round(int(memory[1]) / 2**20, 1) if memory else None,
         "cpu_mhz": max(clocks) if clocks else None,

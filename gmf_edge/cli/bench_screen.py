@@ -27,7 +27,7 @@ def show_throughput(values: Sequence[Mapping[str, Any]]) -> None:
             str(value["streams"]),
             str(value["modes"]["in_flight"]),
             f"{value['images_per_s']:.1f}",
-            f"{value['latency']['median_ms']:.3f}",
+            "" if value["latency"] is None else f"{value['latency']['median_ms']:.3f}",
         )
     out.print(table)
 

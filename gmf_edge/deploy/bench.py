@@ -5,7 +5,6 @@ open the engine -> latency at each batch size -> throughput of several streams -
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from gmf_edge.bench.load import machine_facts
 from gmf_edge.bench.plain_model import PlainModel
 from gmf_edge.bench.trtexec_files import inspector_layers_json, layers_json, profile_json, times_json
 from gmf_edge.bundle import Bundle, open_bundle
+from gmf_edge.cpu import engine_threads
 from gmf_edge.deploy.engine import open_or_build
 from gmf_edge.deploy.parity import evaluation_images, parity_of
 from gmf_edge.deploy.summary import accuracy_of, bundle_summary
@@ -210,10 +210,15 @@ def _request(settings: Mapping[str, Any]) -> BenchRequest:
     return BenchRequest(plan=plan, **{name: value for name, value in settings.items() if name not in of_plan})
 
 
-def _opened(bundle: Bundle, request: BenchRequest, stack: ExitStack, progress: Progress, threads: int) -> Engine:
+def _opened(bundle: Bundle, request: BenchRequest, stack: ExitStack, progress: Progress, threads: int, streams: int = 1) -> Engine:
     of_cpu = {"threads": threads} if threads else {}
     graphs = {} if request.cuda_graph is None else {"cuda_graphs": request.cuda_graph}
-    options = {"tensorrt": {"streams": request.streams, **graphs}, "onnxruntime": of_cpu, "openvino": of_cpu}
+    options: dict[str, dict[str, Any]] = {
+        # its latency is that of one stream, however many it has
+        "tensorrt": {"streams": request.streams, **graphs},
+        "onnxruntime": of_cpu,
+        "openvino": {**of_cpu, "streams": streams},
+    }
     return open_or_build(bundle, request.backend, stack, progress, options)[0]
 
 
@@ -222,17 +227,19 @@ def _throughputs(
 ) -> list[Throughput]:
     if request.streams == 1:
         return []
-    size = bundle.manifest.model.image_size
+    size, streams = bundle.manifest.model.image_size, request.streams
     with ExitStack() as stack:
         engines = [engine]
-        if engine.facts.backend != "tensorrt":
-            cores = request.threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            each = max(1, cores // request.streams)
-            engines = [_opened(bundle, request, stack, progress, each) for _ in range(request.streams)]
+        if engine.facts.backend == "openvino":
+            engines = [_opened(bundle, request, stack, progress, request.threads, streams)]
+        elif engine.facts.backend != "tensorrt":
+            # the cores are shared out, as OpenVINO does by itself
+            each = max(1, (request.threads or engine_threads().count) // streams)
+            engines = [_opened(bundle, request, stack, progress, each) for _ in range(streams)]
         found = []
         for batch in batches:
-            progress(None, f"measuring batch {batch} with {request.streams} streams")
-            found.append(measure_throughput(engines, batch, size, request.streams, request.plan))
+            progress(None, f"measuring batch {batch} with {streams} streams")
+            found.append(measure_throughput(engines, batch, size, streams, request.plan))
         return found
 
 

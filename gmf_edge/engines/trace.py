@@ -1,12 +1,13 @@
 """What some engines tell beyond results: when each step of each inference began and ended, and the times of their layers.
 
-An Engine that has `trace` is a TracedEngine, one that has `layer_runs` a ProfiledEngine; the benchmark asks with isinstance, so that a
-backend without either is no worse a backend. Source of the steps: trtexec's InferenceTrace (sampleReporting.h of NVIDIA/TensorRT).
+An Engine that has `trace` is a TracedEngine, one that has `infer_many` a StreamingEngine, one with `layer_runs` a ProfiledEngine. The
+benchmark asks with isinstance, so that a backend without them is no worse a backend. Source of the steps: trtexec's InferenceTrace
+(sampleReporting.h of NVIDIA/TensorRT).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -96,6 +97,18 @@ class Traced:
     wall_s: float
     cuda_graph: bool
     in_flight: int
+
+
+@runtime_checkable
+class StreamingEngine(Protocol):
+    """An engine that keeps several batches in flight by itself."""
+
+    def infer_many(self, batches: Iterable[FloatArray]) -> Iterator[FloatArray]:
+        """The logits of each batch in order, with as many batches in flight as the engine has streams.
+
+        Raises:
+            EngineError: as infer.
+        """
 
 
 @runtime_checkable

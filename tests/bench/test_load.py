@@ -69,6 +69,6 @@ def test_the_machine_is_told_from_its_files(proc: Path) -> None:
     governor.mkdir(parents=True)
     (governor / "scaling_governor").write_text("performance\n")
     facts = machine_facts()
-    assert (facts["cpu"], facts["cpu_mhz"], facts["memory_gib"]) == ("AMD EPYC 9R14", 3700.125, 15.6)
+    assert (facts["cpu_mhz"], facts["memory_gib"]) == (3700.125, 15.6)
     assert (facts["governor"], facts["virtual"]) == ("performance", True)
     assert facts["instructions"] == ["avx2", "avx512f", "avx512_bf16"]

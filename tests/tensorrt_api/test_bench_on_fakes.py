@@ -143,7 +143,8 @@ def test_the_plain_export_is_built_as_trtexec_would(make: MakeMachine, version: 
     else:
         assert facts.form == "plain export, fp16"
         assert {"FP16", "TF32"} <= flags
-        assert "STRONGLY_TYPED" not in flags
+        explicit = machine.trt.types["NetworkDefinitionCreationFlag"].EXPLICIT_BATCH
+        assert machine.trt.networks[-1]._flags == (1 << int(explicit) if version.startswith("8.") else 0)
     # as trtexec: no layer is told to stay FP32
     assert "OBEY_PRECISION_CONSTRAINTS" not in flags
 
