@@ -20,7 +20,7 @@ class TorchEngine:
 
     Args:
         model: in evaluation mode, FP32; left as it is.
-        compiled: through torch.compile, which compiles at the first call of each batch size.
+        compiled: through torch.compile, which compiles at the first call and again when the batch size changes for the first time.
         on_gpu: on the current CUDA device instead of the CPU.
         threads: of the CPU's operators, for the whole process; 0 for PyTorch's own choice.
         device: what the hardware is called.
