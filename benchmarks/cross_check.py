@@ -4,9 +4,9 @@
     python benchmarks/cross_check.py --variant mobile --rounds 5 --out cross-check.json
 
 The plain export is timed by gmf_edge.bench (OnnxRuntimeBaseline, OpenVinoBaseline: mean and median of host latency) and by each tool, in
-turn, a process each. Both tools come with the libraries' wheels; onnxruntime_perf_test does not, and onnxruntime_test is the same loop in
-Python: it tells an average only. benchmark_app runs synchronously with one request, as host latency is measured here. What agrees is said with the
-spread: each one's smallest and largest result over the rounds.
+turn, a process each. Both tools come with the libraries' wheels; onnxruntime_perf_test does not, and onnxruntime_test is the same loop
+in Python, which tells an average only. benchmark_app runs synchronously, one inference at a time, as host latency is measured here. Beside
+each figure stands its spread: the smallest and the largest result of the rounds.
 """
 
 from __future__ import annotations
@@ -47,10 +47,9 @@ def ours_in_a_process(name: str, graph: Path, size: int, seconds: float) -> dict
 def tool(name: str, graph: Path, size: int, seconds: float, iterations: int) -> dict[str, float]:
     """What the library's own tool prints."""
     if name == "openvino":
-        text = run([
-            executable("benchmark_app"), "-m", str(graph), "-d", "CPU", "-api", "sync", "-hint", "latency", "-t", str(max(1, round(seconds))),
-            "-shape", f"images[1,3,{size},{size}]",
-        ])  # fmt: skip
+        shape = ["-shape", f"images[1,3,{size},{size}]"]
+        how = ["-d", "CPU", "-api", "sync", "-hint", "latency", "-t", str(max(1, round(seconds)))]
+        text = run([executable("benchmark_app"), "-m", str(graph), *how, *shape])
         return {
             f"{key}_ms": float(number(rf"{word}:\s+([\d.]+) ms", text)) for key, word in (("mean", "Average"), ("median", "Median"))
         }
