@@ -63,7 +63,8 @@ def bench(
     from gmf_edge.artifact import write_atomically
     from gmf_edge.bench.baselines import baseline_names
     from gmf_edge.bench.in_turn import TurnPlan
-    from gmf_edge.bench.latency import PERCENTILES, BenchPlan
+    from gmf_edge.bench.latency import BenchPlan
+    from gmf_edge.bench.times import PERCENTILES
     from gmf_edge.deploy import BenchRequest, bench_bundle
 
     percentiles = tuple(_number(part, "--percentile") for part in _parts(percentile))

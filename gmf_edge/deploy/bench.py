@@ -26,7 +26,7 @@ from gmf_edge.deploy.engine import open_or_build
 from gmf_edge.deploy.parity import evaluation_images, parity_of
 from gmf_edge.deploy.summary import accuracy_of, bundle_summary
 from gmf_edge.engines.protocol import Engine, EngineFacts, Progress, silent
-from gmf_edge.engines.trace import LayerRuns, ProfiledEngine
+from gmf_edge.engines.trace import InspectedEngine, LayerRuns, ProfiledEngine
 from gmf_edge.errors import CheckpointError, GmfEdgeError, SpecError
 from gmf_edge.verify.judge import judge
 
@@ -293,14 +293,14 @@ def _write_exports(engine: Engine, latencies: Sequence[Latency], request: BenchR
         return profile_json(_layer_runs(engine))
 
     def layers() -> str:
-        inspector: Callable[[], str] | None = getattr(engine, "inspector_json", None)
-        return layers_json(engine.facts) if inspector is None else inspector_layers_json(inspector())
+        return inspector_layers_json(engine.inspector_json()) if isinstance(engine, InspectedEngine) else layers_json(engine.facts)
 
-    for path, content in (
+    exports: tuple[tuple[Path | None, Callable[[], str]], ...] = (
         (request.export_times, lambda: times_json(latencies[0].traces)),
         (request.export_profile, profile),
         (request.export_layers, layers),
-    ):
+    )
+    for path, content in exports:
         if path is not None:
             write_atomically(path, content().encode())
 

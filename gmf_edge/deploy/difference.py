@@ -248,9 +248,10 @@ def _latency_changes(a: Side, b: Side) -> Iterator[LatencyChange]:
         on_gpu = bool(first.get("gpu_compute") and second.get("gpu_compute"))
         if on_gpu:
             first, second = first["gpu_compute"], second["gpu_compute"]
-        bounds = [found.get(name) for found in (first, second) for name in ("median_low_ms", "median_high_ms")]
+        told = [found.get(name) for found in (first, second) for name in ("median_low_ms", "median_high_ms")]
+        bounds = [float(bound) for bound in told if bound is not None and bound > 0]
         low = high = None
-        if all(bound is not None and bound > 0 for bound in bounds):
+        if len(bounds) == 4:
             low, high = bounds[2] / bounds[1] - 1, bounds[3] / bounds[0] - 1
         yield LatencyChange(
             batch,

@@ -141,3 +141,15 @@ class ProfiledEngine(Protocol):
         Raises:
             EngineError: closed.
         """
+
+
+@runtime_checkable
+class InspectedEngine(Protocol):
+    """An engine with TensorRT's engine inspector."""
+
+    def inspector_json(self) -> str:
+        """The inspector's answer for the opt batch size.
+
+        Raises:
+            EngineError: closed.
+        """

@@ -82,7 +82,7 @@ class TorchEngine:
             return None
         held = torch.from_numpy(np.ascontiguousarray(images, np.float32)).to(self._place)
         self._run(held)
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]  # type: ignore[no-untyped-call]
         events[0].record()
         for event in events[1:]:
             self._run(held)
