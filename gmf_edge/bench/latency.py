@@ -202,7 +202,7 @@ def measure_latency(
         device={"before": before, "after": after} if on_gpu else None,
         cpu=load.to_json(),
         energy=meter.to_json(),
-        notes=(*state_notes(before, after), *load.notes(), *_steadiness_notes(gpu_compute or host)),
+        notes=(*state_notes(before, after), *load.notes(), *_steadiness_notes(batch, gpu_compute or host)),
         traces=traced.traces if traced else _host_traces(starts, times_ms),
     )
 
@@ -387,14 +387,14 @@ def _steps(traced: Traced, plan: BenchPlan) -> Steps:
     return Steps(of("enqueue"), of("h2d"), of("d2h"), of("latency"))
 
 
-def _steadiness_notes(times: Times) -> tuple[str, ...]:
+def _steadiness_notes(batch: int, times: Times) -> tuple[str, ...]:
     if times.steady:
         return ()
     if times.uncertainty is None:
-        return ("too few inferences to tell how sure the median is: give more --iterations or a longer --duration",)
+        return (f"batch {batch}: too few inferences to tell how sure the median is: give more --iterations or a longer --duration",)
     return (
-        f"unsteady: the median is known to {100 * times.uncertainty:.1f} % only (95 % interval {times.median_low_ms:.3f} to "
-        f"{times.median_high_ms:.3f} ms); close other programs, lock the clocks, or give a longer --duration",
+        f"batch {batch} is unsteady: the median is known to {100 * times.uncertainty:.1f} % only (95 % interval "
+        f"{times.median_low_ms:.3f} to {times.median_high_ms:.3f} ms); close other programs, lock the clocks, or give a longer --duration",
     )
 
 
