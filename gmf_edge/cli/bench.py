@@ -10,13 +10,14 @@ from typing import Annotated
 import typer
 
 from gmf_edge.cli.bench_screen import show_baselines, show_difference, show_throughput
-from gmf_edge.cli.options import Backend, BackendName, EvalData, Folder, ScreenOptions
+from gmf_edge.cli.options import EvalData, Folder, RunOptions, ScreenOptions
 from gmf_edge.cli.screen import RegressionShown, out, print_json, progress_shown, show_latency
 from gmf_edge.errors import SpecError
 
 
 def bench(
     folder: Folder,
+    engine: RunOptions,
     screen: ScreenOptions,
     batch: Annotated[list[str] | None, typer.Option(help="Batch sizes: 1,2,4,8; repeatable.", show_default="the profile's")] = None,
     warm_up: Annotated[float, typer.Option("--warm-up", "--warmUp", help="Milliseconds of untimed inferences.")] = 200.0,
@@ -26,7 +27,6 @@ def bench(
     streams: Annotated[
         int, typer.Option("--streams", "--infStreams", min=1, help="Also measure throughput with so many inferences at a time.")
     ] = 1,
-    threads: Annotated[int, typer.Option(min=0, help="CPU: threads of an inference.", show_default="the backend's choice")] = 0,
     cuda_graph: Annotated[
         bool | None,
         typer.Option("--cuda-graph/--no-cuda-graph", "--useCudaGraph/--noCudaGraph", help="TensorRT.", show_default="as built"),
@@ -47,7 +47,6 @@ def bench(
         typer.Option(help="--against: the checkpoint that the bundle was made from.", show_default="packaged or random"),
     ] = None,
     eval_data: EvalData = None,
-    backend: Backend = BackendName.AUTO,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write everything as JSON, for compare.")] = None,
     export_times: Annotated[
         Path | None, typer.Option("--export-times", "--exportTimes", help="trtexec's JSON of all times.")
@@ -70,11 +69,11 @@ def bench(
     percentiles = tuple(_number(part, "--percentile") for part in _parts(percentile))
     request = BenchRequest(
         batches=tuple(_whole(part, "--batch") for part in _parts(batch)),
-        backend=backend.value,
+        backend=engine.backend.value,
+        options=engine.run_options,
         plan=BenchPlan(warm_up, duration, iterations, percentiles or PERCENTILES, not no_transfers, spin_wait),
         streams=streams,
         cuda_graph=cuda_graph,
-        threads=threads,
         against=baseline_names(",".join(against)) if against else (),
         turn=TurnPlan(warmup_s=warm_up / 1000, seconds=duration, quiet_s=quiet_time / 1000),
         checkpoint=checkpoint,
@@ -91,8 +90,8 @@ def bench(
     if screen.as_json:
         print_json(values)
         return
-    engine = values["engine"]
-    out.print(f"engine: {engine['backend']} {engine['version']} on {engine['device']}, {engine['form']} graph", markup=False)
+    facts = values["engine"]
+    out.print(f"engine: {facts['backend']} {facts['version']} on {facts['device']}, {facts['form']} graph", markup=False)
     show_latency(values["latency"])
     if (no_transfers or spin_wait or cuda_graph is not None) and values["latency"][0]["modes"]["transfers"] is None:
         out.print("note: CUDA graph, transfers and spin-wait mean nothing on a CPU", markup=False)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gmf_edge.cli.options import Backend, BackendName, EngineOptions, EvalData, Folder, MaxDrop, ScreenOptions
+from gmf_edge.cli.options import EngineOptions, EvalData, Folder, MaxDrop, RunOptions, ScreenOptions
 from gmf_edge.cli.screen import out, print_json, progress_shown, show_result
 from gmf_edge.errors import SpecError
 
@@ -46,8 +46,8 @@ def deploy(
 
 def verify(
     folder: Folder,
+    engine: RunOptions,
     screen: ScreenOptions,
-    backend: Backend = BackendName.AUTO,
     eval_data: EvalData = None,
     max_drop: MaxDrop = None,
 ) -> None:
@@ -55,22 +55,31 @@ def verify(
     from gmf_edge.deploy import verify_bundle
 
     with progress_shown(screen) as progress:
-        result = verify_bundle(folder, backend=backend.value, eval_data=eval_data, max_drop_points=max_drop, progress=progress)
+        result = verify_bundle(
+            folder,
+            backend=engine.backend.value,
+            options=engine.run_options,
+            eval_data=eval_data,
+            max_drop_points=max_drop,
+            progress=progress,
+        )
     show_result(result, screen.as_json)
 
 
 def predict(
     folder: Folder,
     images: Annotated[list[Path], typer.Argument(help="Pictures.", show_default=False)],
+    engine: RunOptions,
     screen: ScreenOptions,
     top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
-    backend: Backend = BackendName.AUTO,
 ) -> None:
     """The likeliest classes of pictures."""
     from gmf_edge.deploy import predict as predictions_of
 
     with progress_shown(screen) as progress:
-        predictions = predictions_of(folder, images, top=top, backend=backend.value, progress=progress)
+        predictions = predictions_of(
+            folder, images, top=top, backend=engine.backend.value, options=engine.run_options, progress=progress
+        )
     if screen.as_json:
         print_json([{"image": p.image, "classes": [{"name": n, "probability": v} for n, v in p.classes]} for p in predictions])
         return

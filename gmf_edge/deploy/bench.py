@@ -25,6 +25,7 @@ from gmf_edge.cpu import engine_threads
 from gmf_edge.deploy.engine import open_or_build
 from gmf_edge.deploy.parity import evaluation_images, parity_of
 from gmf_edge.deploy.summary import accuracy_of, bundle_summary
+from gmf_edge.engines.choose import choose_backend
 from gmf_edge.engines.protocol import Engine, EngineFacts, Progress, silent
 from gmf_edge.engines.trace import InspectedEngine, LayerRuns, ProfiledEngine
 from gmf_edge.errors import CheckpointError, GmfEdgeError, SpecError
@@ -34,6 +35,7 @@ KIND, SCHEMA = "gmf-edge bench", 1
 # what our engine is called among the baselines
 OURS = "gmf-edge"
 PROFILED_RUNS = 10
+TENSORRT = "tensorrt"
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class BenchRequest:
         plan: how long, and trtexec's modes.
         streams: inferences at a time for the throughput that is measured beside the latency; 1 for none.
         cuda_graph: TensorRT: None for what the engine was built with.
-        threads: CPU: of an inference; 0 for the backend's own choice. Several streams share them, or the cores.
+        options: of the backend, such as threads, over those that the bundle was deployed with. Several streams share the threads.
         against: names of bench.baselines.BASELINES.
         turn: how engines are timed in turn.
         checkpoint: the file that the bundle was made from, for baselines of a bundle made from one.
@@ -59,7 +61,7 @@ class BenchRequest:
     plan: BenchPlan = field(default_factory=BenchPlan)
     streams: int = 1
     cuda_graph: bool | None = None
-    threads: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
     against: tuple[str, ...] = ()
     turn: TurnPlan = field(default_factory=TurnPlan)
     checkpoint: Path | None = None
@@ -69,10 +71,8 @@ class BenchRequest:
     export_layers: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.streams < 1 or self.threads < 0 or any(batch < 1 for batch in self.batches):
-            raise SpecError(
-                "streams, threads or a batch size are out of range", "give at least one stream, and batch sizes of at least 1"
-            )
+        if self.streams < 1 or any(batch < 1 for batch in self.batches):
+            raise SpecError("streams or a batch size are out of range", "give at least one stream, and batch sizes of at least 1")
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class BenchResult:
         latencies: one a batch size.
         throughputs: of several streams, one a batch size, where they were asked for.
         baselines: None where none was asked for.
-        threads: as asked.
+        options: of the backend, as asked.
         machine: bench.load.machine_facts.
     """
 
@@ -154,7 +154,7 @@ class BenchResult:
     latencies: tuple[Latency, ...]
     throughputs: tuple[Throughput, ...] = ()
     baselines: Baselines | None = None
-    threads: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=machine_facts)
 
     def to_json(self) -> dict[str, Any]:
@@ -166,7 +166,7 @@ class BenchResult:
             "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "machine": dict(self.machine),
             "engine": _facts_json(self.facts),
-            "threads": self.threads,
+            "options": dict(self.options),
             **self.summary,
             "latency": [latency.to_json() for latency in self.latencies],
             "streams": [throughput.to_json() for throughput in self.throughputs],
@@ -193,7 +193,7 @@ def bench_bundle(folder: Path, request: BenchRequest | None = None, *, progress:
         raise SpecError("the times of several batch sizes do not go into one file", "give one --batch with --exportTimes")
     size = bundle.manifest.model.image_size
     with ExitStack() as stack:
-        engine = _opened(bundle, request, stack, progress, request.threads)
+        engine = _opened(bundle, request, stack, progress)
         latencies = []
         for batch in batches:
             progress(None, f"measuring batch {batch}")
@@ -201,7 +201,7 @@ def bench_bundle(folder: Path, request: BenchRequest | None = None, *, progress:
         _write_exports(engine, latencies, request, progress)
         throughputs = _throughputs(bundle, engine, batches, request, progress)
         baselines = _against(bundle, engine, batches, request, stack, progress) if request.against else None
-        return BenchResult(bundle_summary(bundle), engine.facts, tuple(latencies), tuple(throughputs), baselines, request.threads)
+        return BenchResult(bundle_summary(bundle), engine.facts, tuple(latencies), tuple(throughputs), baselines, request.options)
 
 
 def _request(settings: Mapping[str, Any]) -> BenchRequest:
@@ -210,16 +210,16 @@ def _request(settings: Mapping[str, Any]) -> BenchRequest:
     return BenchRequest(plan=plan, **{name: value for name, value in settings.items() if name not in of_plan})
 
 
-def _opened(bundle: Bundle, request: BenchRequest, stack: ExitStack, progress: Progress, threads: int, streams: int = 1) -> Engine:
-    of_cpu = {"threads": threads} if threads else {}
-    graphs = {} if request.cuda_graph is None else {"cuda_graphs": request.cuda_graph}
-    options: dict[str, dict[str, Any]] = {
+def _opened(bundle: Bundle, request: BenchRequest, stack: ExitStack, progress: Progress, **options: Any) -> Engine:
+    """The bundle's engine with the request's options, and these over them."""
+    deployed = (bundle.report or {}).get("backend") if request.backend == "auto" else None
+    if choose_backend(str(deployed or request.backend))[0].name == TENSORRT:
         # its latency is that of one stream, however many it has
-        "tensorrt": {"streams": request.streams, **graphs},
-        "onnxruntime": of_cpu,
-        "openvino": {**of_cpu, "streams": streams},
-    }
-    return open_or_build(bundle, request.backend, stack, progress, options)[0]
+        options = {"streams": request.streams, "cuda_graphs": request.cuda_graph, **options}
+    wanted = {**request.options, **options}
+    return open_or_build(
+        bundle, request.backend, stack, progress, {name: value for name, value in wanted.items() if value is not None}
+    )[0]
 
 
 def _throughputs(
@@ -231,11 +231,11 @@ def _throughputs(
     with ExitStack() as stack:
         engines = [engine]
         if engine.facts.backend == "openvino":
-            engines = [_opened(bundle, request, stack, progress, request.threads, streams)]
-        elif engine.facts.backend != "tensorrt":
+            engines = [_opened(bundle, request, stack, progress, streams=streams)]
+        elif engine.facts.backend != TENSORRT:
             # the cores are shared out, as OpenVINO does by itself
-            each = max(1, (request.threads or engine_threads().count) // streams)
-            engines = [_opened(bundle, request, stack, progress, each) for _ in range(streams)]
+            each = max(1, engine_threads(request.options.get("threads")).count // streams)
+            engines = [_opened(bundle, request, stack, progress, threads=each) for _ in range(streams)]
         found = []
         for batch in batches:
             progress(None, f"measuring batch {batch} with {streams} streams")
@@ -247,13 +247,13 @@ def _against(
     bundle: Bundle, engine: Engine, batches: Sequence[int], request: BenchRequest, stack: ExitStack, progress: Progress
 ) -> Baselines:
     manifest = bundle.manifest
-    on_gpu = engine.facts.backend == "tensorrt"
+    on_gpu = engine.facts.backend == TENSORRT
     wanted = BaselineRequest(
         PlainModel(manifest.model, manifest.weights, request.checkpoint, progress),
         manifest.precision,
         manifest.profile,
         on_gpu=on_gpu,
-        threads=request.threads,
+        threads=int(request.options.get("threads") or 0),
         cuda_graphs=request.cuda_graph is not False,
     )
     engines: dict[str, Engine] = {OURS: engine}

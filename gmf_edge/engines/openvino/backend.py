@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from gmf_edge.cpu import cpu_name
 from gmf_edge.engines.openvino.compiled import Compiler, reason_of
 from gmf_edge.engines.openvino.engine import Description, OpenVinoEngine
 from gmf_edge.engines.openvino.layers import precision_shares
-from gmf_edge.engines.openvino.settings import NAMES, OpenVinoOptions, arithmetic_for, properties_for
+from gmf_edge.engines.openvino.settings import FP32, NAMES, OpenVinoOptions, arithmetic_for, properties_for
 from gmf_edge.engines.protocol import EngineRequest, Progress, silent
-from gmf_edge.errors import EnvironmentProblem, PrecisionError
+from gmf_edge.errors import EnvironmentProblem, GmfEdgeError, PrecisionError
 from gmf_edge.spec import OPSET_NEW, Precision
 
 NAME = "openvino"
@@ -44,6 +45,25 @@ class OpenVinoBackend:
         """Always "portable": there are no plugins, and the CPU's own INT8 graph gains nothing here."""
         return FORM
 
+    def alternatives(self, request: EngineRequest) -> tuple[EngineRequest, ...]:
+        """The request and, where OpenVINO would compute it in less than FP32 and nobody chose that, the same in FP32.
+
+        BF16 keeps 8 bits, which may be outside the gate of FP16; FP32 beside INT8 may be as fast. Never raises: `build` says what is wrong.
+        """
+        try:
+            options = OpenVinoOptions.of(request.options)
+            if options.arithmetic is not None or request.precision is Precision.FP32:
+                return (request,)
+            core, _ = started()
+            _require_device(core, options.device)
+            capabilities = core.get_property(options.device, "OPTIMIZATION_CAPABILITIES")
+            suited = arithmetic_for(request.precision, options.device, capabilities)
+        except GmfEdgeError:
+            return (request,)
+        if suited.hint == FP32 or "FP32" not in capabilities:
+            return (request,)
+        return request, replace(request, options={**request.options, "arithmetic": FP32})
+
     def build(self, request: EngineRequest, out: Path, progress: Progress = silent) -> tuple[str, ...]:
         """Nothing to write into `out`: compiled models lie in the cache. Opened once, and held against the precision asked for.
 
@@ -68,7 +88,7 @@ class OpenVinoBackend:
         missing = self.missing()
         if missing is not None:
             raise EnvironmentProblem(missing, _INSTALL)
-        core, version = _started()
+        core, version = started()
         _require_device(core, options.device)
         capabilities = tuple(core.get_property(options.device, "OPTIMIZATION_CAPABILITIES"))
         arithmetic = arithmetic_for(request.precision, options.device, capabilities)
@@ -98,8 +118,12 @@ class OpenVinoBackend:
         return OpenVinoEngine(compiler, request.profile, description, streams=options.streams, static_only=options.static_only)
 
 
-def _started() -> tuple[Any, str]:
-    """(openvino.Core, its version)."""
+def started() -> tuple[Any, str]:
+    """(openvino.Core, its version).
+
+    Raises:
+        EnvironmentProblem: it cannot be imported or finds none of its libraries.
+    """
     try:
         import openvino
 
