@@ -89,6 +89,11 @@ def show_report(report: Mapping[str, Any]) -> None:
     else:
         out.print(weights["statement"], markup=False)
     out.print(f"engine: {engine['backend']} {engine['version']} on {engine['device']}, {engine['form']} graph", markup=False)
+    execution = {name: value for name, value in engine.get("execution", {}).items() if name != "threads_reason"}
+    if execution:
+        reason = engine["execution"].get("threads_reason")
+        words = [f"{name} {value}{f' ({reason})' if name == 'threads' and reason else ''}" for name, value in execution.items()]
+        out.print(f"runs with {', '.join(words)}", markup=False)
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in engine["precision_shares"].items())
     if shares:
         out.print(f"asked for {report['precision']}; computed in: {shares} (share of the weighted layers' time)", markup=False)

@@ -59,13 +59,13 @@ def engines_by_speed(
                 files = backend.build(request, folder, progress)
                 engine = stack.enter_context(backend.open(request, folder, files))
                 failure = batches_failure(prove_batches(engine, golden.images, golden.logits, [profile.max], progress), gate)
+                facts = engine.facts
             except GmfEdgeError as error:
                 errors.append(error)
                 rows[name]["reason"] = str(error)
                 progress(None, f"{name} cannot be used: {error}")
                 continue
             built[name] = BuiltEngine(backend, request, folder, files, name)
-            facts = engine.facts
             rows[name] |= {"version": facts.version, "precision_shares": dict(facts.precision_shares), "notes": list(facts.notes)}
             if failure is None:
                 opened.append((name, engine))

@@ -16,6 +16,7 @@ from gmf_edge.cpu import cpu_name
 from gmf_edge.engines.openvino.compiled import Compiler, reason_of
 from gmf_edge.engines.openvino.engine import Description, OpenVinoEngine
 from gmf_edge.engines.openvino.layers import precision_shares
+from gmf_edge.engines.openvino.saturation import saturates
 from gmf_edge.engines.openvino.settings import FP32, NAMES, OpenVinoOptions, arithmetic_for, properties_for
 from gmf_edge.engines.protocol import EngineRequest, Progress, silent
 from gmf_edge.errors import EnvironmentProblem, GmfEdgeError, PrecisionError
@@ -94,6 +95,10 @@ class OpenVinoBackend:
         arithmetic = arithmetic_for(request.precision, options.device, capabilities)
         hint = options.arithmetic or arithmetic.hint
         properties, threads = properties_for(options, hint)
+        notes = [arithmetic.note] if arithmetic.note and hint == arithmetic.hint else []
+        narrow = options.on_cpu and request.precision is Precision.INT8 and saturates()
+        if narrow:
+            notes.append("this CPU has no VNNI, and its INT8 sums would saturate: OpenVINO is given INT8 weights of 7 bits")
         compiler = Compiler(
             core=core,
             graph=request.graphs.path(FORM, OPSET_NEW),
@@ -101,6 +106,7 @@ class OpenVinoBackend:
             device=options.device,
             properties=_known(core, options.device, properties),
             capabilities=capabilities,
+            narrow=narrow,
         )
         execution: dict[str, Any] = {"device": options.device, "streams": options.streams, "arithmetic": NAMES[hint]}
         if threads is not None:
@@ -111,7 +117,7 @@ class OpenVinoBackend:
             version=version,
             device=_device_name(core, options, threads.count if threads else None),
             form=FORM,
-            notes=tuple(filter(None, [arithmetic.note if hint == arithmetic.hint else ""])),
+            notes=tuple(notes),
             options={name: value for name, value in given.items() if value is not None},
             execution=execution,
         )
