@@ -32,6 +32,8 @@ def table(results: Mapping[str, Any]) -> str:
     """The Markdown of both tables."""
     latency = [row for values in results.values() for row in latency_rows(values)]
     turn = [row for values in results.values() if values.get("kind") == KIND for row in turn_rows(values)]
+    if not latency:
+        return "None yet.\n"
     lines = [LATENCY_HEAD, rule(LATENCY_HEAD), *latency]
     if turn:
         lines += [
