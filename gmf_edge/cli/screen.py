@@ -190,6 +190,10 @@ def show_bundle(bundle: Bundle, layers: int) -> None:
             out.print(f"activation {key} FP16's range: {name} reaches {size:.0f}", markup=False)
     for row in sorted(manifest.lowering.get("int8", {}).get("layer_snr", []), key=_output_db)[:WORST_LAYERS]:
         out.print(f"INT8 layer with the largest error: {row['layer']}, {_output_db(row):.1f} dB", markup=False)
+    for name, found in manifest.lowering.get("parsers", {}).items():
+        out.print(f"{name}: fit for the ONNX parser of TensorRT {', '.join(found['fit']) or '(none)'}", markup=False)
+        for refused in found["unfit"]:
+            out.print(f"{name}: not fit: {refused}", markup=False)
     show_files(manifest.files)
     if report is None:
         out.print("not deployed yet")
