@@ -152,6 +152,21 @@ class Engine(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
 
+class LogitsOnly:
+    """What an engine that is always a classifier says of maps."""
+
+    task = Task.CLASSIFY
+
+    def infer_maps(self, images: FloatArray) -> Mapping[str, FloatArray]:
+        """Refused.
+
+        Raises:
+            EngineError: always.
+        """
+        require_task(self.task, Task.FEATURES)
+        return {}
+
+
 def inference_of(engine: Engine) -> Callable[[FloatArray], object]:
     """What runs this engine, whatever comes out: infer or infer_maps."""
     return engine.infer if engine.task is Task.CLASSIFY else engine.infer_maps

@@ -15,6 +15,7 @@ import onnx_ir
 from onnx_ir import DataType
 
 from gmf_edge.errors import RewriteError
+from gmf_edge.rewrite.hard_swish import split_hard_swish
 from gmf_edge.spec import OPSET_BF16, OPSET_NEW, OPSET_OLD, Precision, Target
 
 # the file format that came with the opset
@@ -31,7 +32,9 @@ UNCHANGED_OPS = frozenset(
         "Erf",
         "Flatten",
         "Gemm",
+        "HardSigmoid",
         "GlobalAveragePool",
+        "HardSigmoid",
         "HardSwish",
         "LayerNormalization",
         "MatMul",
@@ -53,7 +56,9 @@ UNCHANGED_OPS = frozenset(
 
 
 def for_target(graph: onnx_ir.Model, target: Target, precision: Precision = Precision.FP32) -> onnx_ir.Model:
-    """A copy of the graph at the target's opset and file format version for a precision; no function bodies may be left.
+    """A copy of the graph at the target's opset and file format version for a precision, with operators that its importers take.
+
+    No function bodies may be left.
 
     Raises:
         RewriteError: the graph has an op that this page does not know to be the same at the other opset.
@@ -62,6 +67,7 @@ def for_target(graph: onnx_ir.Model, target: Target, precision: Precision = Prec
     given, wanted = graph.opset_imports[""], target.opset_for(precision)
     lowered = graph.clone()
     lowered.ir_version = IR_VERSION_BF16 if wanted == OPSET_BF16 else target.ir_version
+    split_hard_swish(lowered)
     if given == wanted:
         return lowered
     ways = ((OPSET_NEW, OPSET_OLD), (OPSET_NEW, OPSET_BF16), (OPSET_BF16, OPSET_NEW))

@@ -32,6 +32,7 @@ class BuildJob:
         fp32_islands: ONNX node names that must stay FP32, beside what the graph's casts say.
         timing_cache: file to read measured kernel times from and to add new ones to, or None.
         sizes: the image sizes that the engine takes, or None for image_size alone.
+        as_trtexec: build as trtexec does by itself: TF32 on, and no layer is pinned to FP32.
     """
 
     graph: Path
@@ -43,6 +44,7 @@ class BuildJob:
     fp32_islands: tuple[str, ...] = ()
     timing_cache: Path | None = None
     sizes: SizeRange | None = None
+    as_trtexec: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def builder_config(
     # only what was asked for: Polygraphy's defaults know what each version lacks
     wanted: dict[str, Any] = {
         "profiles": [Profile().add(INPUT_NAME, **shapes)],
-        "tf32": False,
+        "tf32": job.as_trtexec,
         "memory_pool_limits": {trt.MemoryPoolType.WORKSPACE: attempt.workspace_mib << 20},
         # without the details nobody can prove which precision runs
         "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
