@@ -5,7 +5,7 @@ Results and the last line (PASSED or FAILED and why) go to standard output, prog
 
 options    every option that several verbs share, once
 screen     what is printed
-prepare deploy bench inspect kernels   the verbs (bench_screen: what bench and compare print)
+prepare deploy bench inspect kernels   the verbs (bench_screen and predictions: what some of them print)
 """
 
 from __future__ import annotations

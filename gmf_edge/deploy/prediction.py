@@ -101,7 +101,8 @@ def predict(
                     predictions.append(_ranked(name, next(logits), manifest.classes, manifest.class_ids, top))
             progress(len(predictions) / len(pictures), f"{len(predictions)} of {len(pictures)} pictures")
         if save is not None:
-            save_captioned(pictures, predictions, save)
+            captions = [[f"{100 * share:5.1f} %  {name}" for name, share in found.classes] for found in predictions]
+            save_captioned(pictures, captions, save)
     return predictions
 
 
