@@ -221,6 +221,8 @@ GATES: dict[Precision, Gate] = {
     Precision.INT8: Gate(max_drop_points=0.5, min_agreement=0.95, min_cosine=0.99),
 }
 
+# what runs an engine; see gmf_edge.engines.choose
+BACKENDS = ("tensorrt", "onnxruntime", "openvino")
 IO_DTYPES = ("float32", "float16")
 
 
@@ -235,7 +237,7 @@ class BuildSpec:
         num_classes: width of the classifier, or None to infer it.
         image_size: (H, W) in pixels, or None for the variant's default.
         profile: batch sizes.
-        backend: "auto", "onnxruntime" or "tensorrt".
+        backend: "auto" or one of BACKENDS.
         io_dtype: dtype of the graph's input and output, of IO_DTYPES.
         eval_data: labelled images (ImageFolder layout, folder or .zip), or None.
         eval_images: how many of them, drawn evenly over the classes; None for all (64 of them with untrained weights).
@@ -277,8 +279,8 @@ class BuildSpec:
     def __post_init__(self) -> None:
         if self.variant is not None and self.variant not in VARIANTS:
             raise SpecError(f"unknown variant {self.variant!r}", f"use one of {', '.join(VARIANTS)}")
-        if self.backend not in ("auto", "onnxruntime", "tensorrt"):
-            raise SpecError(f"unknown backend {self.backend!r}", "use auto, onnxruntime or tensorrt")
+        if self.backend not in ("auto", *BACKENDS):
+            raise SpecError(f"unknown backend {self.backend!r}", f"use auto, {', '.join(BACKENDS)}")
         if self.num_classes is not None and self.num_classes < 1:
             raise SpecError(f"num_classes is {self.num_classes}", "give at least one class, or leave it out")
         if self.eval_images is not None and self.eval_images < 1:

@@ -12,15 +12,16 @@ import typer
 
 from gmf_edge.engines.tensorrt.options import TrtexecRequest, options_from_trtexec
 from gmf_edge.errors import SpecError
-from gmf_edge.spec import VARIANTS, BatchProfile, BuildSpec, Precision
+from gmf_edge.spec import BACKENDS, VARIANTS, BatchProfile, BuildSpec, Precision
 
 
 class BackendName(str, Enum):
     """Choices of --backend."""
 
     AUTO = "auto"
-    ONNXRUNTIME = "onnxruntime"
     TENSORRT = "tensorrt"
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
 
 
 class VariantName(str, Enum):
@@ -51,6 +52,7 @@ class PrecisionProof(str, Enum):
 
 
 assert [variant.value for variant in VariantName] == list(VARIANTS)
+assert [backend.value for backend in BackendName] == ["auto", *BACKENDS]
 
 Folder = Annotated[Path, typer.Argument(help="A bundle: the folder that build or export wrote.", show_default=False)]
 Backend = Annotated[BackendName, typer.Option(help="What runs the model; auto takes TensorRT where it can be used.")]

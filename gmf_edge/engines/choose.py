@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from gmf_edge.engines.onnxruntime import OnnxRuntimeBackend
+from gmf_edge.engines.openvino.backend import OpenVinoBackend
 from gmf_edge.engines.protocol import Backend
 from gmf_edge.engines.tensorrt.backend import TensorRTBackend
 from gmf_edge.errors import EnvironmentProblem, SpecError
 
 # in order of preference: a GPU that can be used is what the user came for
-BACKENDS: tuple[type[Backend], ...] = (TensorRTBackend, OnnxRuntimeBackend)
+BACKENDS: tuple[type[Backend], ...] = (TensorRTBackend, OnnxRuntimeBackend, OpenVinoBackend)
 
 
 def backend_named(name: str) -> Backend:
@@ -20,7 +21,7 @@ def backend_named(name: str) -> Backend:
     for kind in BACKENDS:
         if kind.name == name:
             return kind()
-    raise SpecError(f"unknown backend {name!r}", f"use auto, {' or '.join(kind.name for kind in BACKENDS)}")
+    raise SpecError(f"unknown backend {name!r}", f"use auto, {', '.join(kind.name for kind in BACKENDS)}")
 
 
 def choose_backend(wanted: str, *, to_build: bool = False) -> tuple[Backend, str]:

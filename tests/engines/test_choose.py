@@ -58,7 +58,7 @@ def test_where_nothing_can_be_used_every_reason_is_given() -> None:
 
 @pytest.mark.parametrize("call", [choose_backend, backend_named])
 def test_an_unknown_backend_is_refused_with_the_known_ones(call: object) -> None:
-    with pytest.raises(SpecError, match=r"'cuda'; use auto, tensorrt or onnxruntime"):
+    with pytest.raises(SpecError, match=r"'cuda'; use auto, tensorrt, onnxruntime, openvino"):
         call("cuda")  # type: ignore[operator]
 
 
