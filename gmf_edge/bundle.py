@@ -8,7 +8,7 @@ plugin.onnx              GmfGroupMixAttention nodes, opset 20: TensorRT 10 and 1
 weights.bin              the weights of all four, once
 golden.npz               preprocessed images and FP32 PyTorch's logits
 reference.npz            with evaluation images: their names, digests, labels and FP32 PyTorch's logits (not the pictures)
-onnxruntime.onnx         INT8 only: Q/DQ beside FP32, which is what has kernels on a CPU
+onnxruntime.onnx         FP32 and INT8: standard ops laid out for ONNX Runtime on a CPU; INT8 is Q/DQ beside FP32 there
 ranges.json              INT8 only: the activations' ranges with their provenance
 labels.txt               a class name a line
 report.json              after deploy: parity, gate, engine, latency

@@ -90,7 +90,7 @@ class OnnxRuntimeBackend:
         missing = self.missing()
         if missing is not None:
             raise EnvironmentProblem(missing, "pip install 'gmf-edge[onnxruntime]'")
-        # INT8 bundles carry a graph of their own for the CPU, see gmf_edge.precision.lower
+        # FP32 and INT8 bundles carry a graph of their own for the CPU, see gmf_edge.rewrite.channel_last
         form = "onnxruntime" if ("onnxruntime", OPSET_NEW) in request.graphs.files else "portable"
         return OnnxRuntimeEngine(
             request.graphs.path(form, OPSET_NEW), request.profile, int(request.options.get("threads", 0)), form

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PLAIN, FUSED = "1-plain.onnx", "2-fused.onnx"
 # the range check keeps more activations alive than an inference does
 RANGE_BATCH = 2
-# file name -> (form, opset): the graphs that the targets of gmf_edge.spec.TARGETS need; INT8 adds CPU_GRAPH
+# file name -> (form, opset): the graphs that the targets of gmf_edge.spec.TARGETS need; FP32 and INT8 add CPU_GRAPH
 GRAPH_FILES = {
     "portable.onnx": ("portable", OPSET_NEW),
     "plugin.onnx": ("plugin", OPSET_NEW),
@@ -32,6 +32,8 @@ GRAPH_FILES = {
     "plugin-opset17.onnx": ("plugin", OPSET_OLD),
 }
 CPU_GRAPH = {"onnxruntime.onnx": ("onnxruntime", OPSET_NEW)}
+# FP16 has no kernels on most CPUs: it runs from portable.onnx, as a trial of the numbers
+CPU_PRECISIONS = (Precision.FP32, Precision.INT8)
 
 
 def plain_stage(source: SourceModel, progress: Progress) -> Stage:
@@ -81,7 +83,7 @@ def lowered_stage(
             in_batches(golden, RANGE_BATCH),
             quantization,
         )
-        files = GRAPH_FILES | (CPU_GRAPH if spec.precision is Precision.INT8 else {})
+        files = GRAPH_FILES | (CPU_GRAPH if spec.precision in CPU_PRECISIONS else {})
         graphs = {name: _graph_for(lowered, form, opset) for name, (form, opset) in files.items()}
         kernels: list[Mapping[str, Any]] = []
         if spec.plugin_archs:
@@ -130,10 +132,11 @@ def _attach_kernels(graphs: dict[str, onnx_ir.Model], model: ModelSpec, spec: Bu
 
 def _graph_for(lowered: Lowered, form: str, opset: int) -> onnx_ir.Model:
     from gmf_edge.rewrite.bodies import drop_bodies, inline_bodies
+    from gmf_edge.rewrite.channel_last import channel_last_form
     from gmf_edge.rewrite.opset import for_target
 
     target = next(target for target in TARGETS.values() if target.opset == opset)
     if form == "onnxruntime":
-        return for_target(inline_bodies(lowered.cpu), target)
+        return for_target(channel_last_form(lowered.cpu), target)
     fused = lowered.weak if opset == OPSET_OLD else lowered.strong
     return for_target(drop_bodies(fused) if form == "plugin" else inline_bodies(fused), target)
