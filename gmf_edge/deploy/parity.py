@@ -22,10 +22,10 @@ EVALUATION_BATCH = 8
 
 
 def gate_of(manifest: Manifest, max_drop_points: float | None) -> Gate:
-    """The bundle's gate, with another limit on top-1 where one is given, in percentage points."""
+    """The bundle's gate, with another, strict limit on top-1 where one is given, in percentage points."""
     if max_drop_points is None:
         return manifest.gate
-    return Gate(max_drop_points, manifest.gate.min_agreement, manifest.gate.min_cosine)
+    return Gate(max_drop_points, manifest.gate.min_agreement, manifest.gate.min_cosine, strict=True)
 
 
 def evaluation_images(bundle: Bundle, eval_data: Path | str | None, stack: ExitStack) -> ImageSet | None:
