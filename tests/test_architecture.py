@@ -21,7 +21,7 @@ REPOSITORY = PACKAGE.parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("ops", "image"),
-    ("spec", "artifact", "weights", "imageset"),
+    ("spec", "artifact", "cpu", "weights", "imageset"),
     ("engines.protocol",),
     ("model", "rewrite", "precision", "kernels", "engines", "bundle"),
     ("verify", "bench"),

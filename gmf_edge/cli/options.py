@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -55,7 +55,13 @@ assert [variant.value for variant in VariantName] == list(VARIANTS)
 assert [backend.value for backend in BackendName] == ["auto", *BACKENDS]
 
 Folder = Annotated[Path, typer.Argument(help="A bundle: the folder that build or export wrote.", show_default=False)]
-Backend = Annotated[BackendName, typer.Option(help="What runs the model; auto takes TensorRT where it can be used.")]
+Backend = Annotated[
+    BackendName, typer.Option(help="What runs the model; auto: TensorRT where it can be used, else the faster of the others.")
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU: threads of an inference.", show_default="one a core that this process may use")
+]
+DeviceName = Annotated[str | None, typer.Option("--device", help="OpenVINO: CPU, GPU, GPU.1 or NPU.", show_default="CPU")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; a bundle that is there is replaced whole.")]
 
 Variant = Annotated[VariantName | None, typer.Option(help="Which GroupMixFormer.", show_default="the checkpoint's, else pico")]
@@ -212,10 +218,23 @@ class BundleOptions(CalibrationOptions):
 
 
 @dataclass(frozen=True)
-class EngineOptions:
-    """How the engine is built: what `build` and `deploy` take, beside trtexec's own spellings."""
+class RunOptions:
+    """What runs a bundle, and how: what `verify`, `predict` and `bench` take."""
 
     backend: Backend = BackendName.AUTO
+    threads: Threads = None
+    device: DeviceName = None
+
+    @property
+    def run_options(self) -> dict[str, Any]:
+        """Of the backend, those that were given."""
+        return {name: value for name, value in {"threads": self.threads, "device": self.device}.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class EngineOptions(RunOptions):
+    """How the engine is built: what `build` and `deploy` take, beside trtexec's own spellings."""
+
     workspace_mib: WorkspaceMib = None
     no_plugin: NoPlugin = False
     precision_proof: PrecisionProofChoice = None
@@ -233,7 +252,8 @@ class EngineOptions:
             )
         proof = None if self.precision_proof is None else self.precision_proof.value
         own = {"workspace_mib": self.workspace_mib, "precision_proof": proof}
-        return replace(request, options={**request.options, **{name: value for name, value in own.items() if value is not None}})
+        own = {name: value for name, value in own.items() if value is not None}
+        return replace(request, options={**request.options, **own, **self.run_options})
 
 
 def parse_size(text: str) -> tuple[int, int]:

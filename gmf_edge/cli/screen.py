@@ -97,6 +97,8 @@ def show_report(report: Mapping[str, Any]) -> None:
         out.print(f"and {len(parity['flips']) - 5} more flipped images, by name in report.json", markup=False)
     if report["latency"]:
         show_latency(list(report["latency"].values()))
+    if report.get("choice"):
+        show_choice(report["choice"])
     for name in ("plugin", "comparison"):
         if report.get(name):
             out.print(f"{name}: {report[name]['reason']}", markup=False)
@@ -105,6 +107,17 @@ def show_report(report: Mapping[str, Any]) -> None:
     if report.get("alternative"):
         other = report["alternative"]
         out.print(f"{report['precision']} was delivered; beside it {other['precision']}: {other['reason']}", markup=False)
+
+
+def show_choice(choice: Mapping[str, Any]) -> None:
+    """Print a table of the engines that came into question, and why the delivered one was chosen."""
+    table = Table("engine", "version", "median ms", "", box=None, pad_edge=False)
+    for name, row in choice["engines"].items():
+        median = "" if row["median_ms"] is None else f"{row['median_ms']:.3f}"
+        remark = row["reason"] if not row["right"] else "delivered" if name == choice["delivered"] else ""
+        table.add_row(name, row["version"] or "", median, remark)
+    out.print(table)
+    out.print(f"choice: {choice['reason']}", markup=False)
 
 
 def show_latency(values: Sequence[Mapping[str, Any]]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +29,13 @@ class Prediction:
 
 
 def predict(
-    folder: Path, images: list[Path], *, top: int = 5, backend: str = "auto", progress: Progress = silent
+    folder: Path,
+    images: list[Path],
+    *,
+    top: int = 5,
+    backend: str = "auto",
+    options: Mapping[str, Any] | None = None,
+    progress: Progress = silent,
 ) -> list[Prediction]:
     """Classify pictures with a bundle's engine; what `gmf-edge predict` does.
 
@@ -40,7 +48,7 @@ def predict(
     bundle = open_bundle(folder)
     with ExitStack() as stack:
         inputs = [input_from_file(image, bundle.manifest.preprocess, str(image)) for image in images]
-        engine, _ = open_or_build(bundle, backend, stack, progress)
+        engine, _ = open_or_build(bundle, backend, stack, progress, options)
         predictions = []
         for image, pixels in zip(images, inputs, strict=True):
             # the profile's smallest batch: one picture, repeated where the engine takes no single one

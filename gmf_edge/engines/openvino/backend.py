@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from gmf_edge.cpu import cpu_name
 from gmf_edge.engines.openvino.compiled import Compiler, reason_of
 from gmf_edge.engines.openvino.engine import Description, OpenVinoEngine
 from gmf_edge.engines.openvino.layers import precision_shares
-from gmf_edge.engines.openvino.settings import NAMES, OpenVinoOptions, arithmetic_for, properties_for
+from gmf_edge.engines.openvino.saturation import saturates
+from gmf_edge.engines.openvino.settings import FP32, NAMES, OpenVinoOptions, arithmetic_for, properties_for
 from gmf_edge.engines.protocol import EngineRequest, Progress, silent
-from gmf_edge.errors import EnvironmentProblem, PrecisionError
+from gmf_edge.errors import EnvironmentProblem, GmfEdgeError, PrecisionError
 from gmf_edge.spec import OPSET_NEW, Precision
 
 NAME = "openvino"
@@ -44,6 +46,25 @@ class OpenVinoBackend:
         """Always "portable": there are no plugins, and the CPU's own INT8 graph gains nothing here."""
         return FORM
 
+    def alternatives(self, request: EngineRequest) -> tuple[EngineRequest, ...]:
+        """The request and, where OpenVINO would compute it in less than FP32 and nobody chose that, the same in FP32.
+
+        BF16 keeps 8 bits, which may be outside the gate of FP16; FP32 beside INT8 may be as fast. Never raises: `build` says what is wrong.
+        """
+        try:
+            options = OpenVinoOptions.of(request.options)
+            if options.arithmetic is not None or request.precision is Precision.FP32:
+                return (request,)
+            core, _ = started()
+            _require_device(core, options.device)
+            capabilities = core.get_property(options.device, "OPTIMIZATION_CAPABILITIES")
+            suited = arithmetic_for(request.precision, options.device, capabilities)
+        except GmfEdgeError:
+            return (request,)
+        if suited.hint == FP32 or "FP32" not in capabilities:
+            return (request,)
+        return request, replace(request, options={**request.options, "arithmetic": FP32})
+
     def build(self, request: EngineRequest, out: Path, progress: Progress = silent) -> tuple[str, ...]:
         """Nothing to write into `out`: compiled models lie in the cache. Opened once, and held against the precision asked for.
 
@@ -68,12 +89,16 @@ class OpenVinoBackend:
         missing = self.missing()
         if missing is not None:
             raise EnvironmentProblem(missing, _INSTALL)
-        core, version = _started()
+        core, version = started()
         _require_device(core, options.device)
         capabilities = tuple(core.get_property(options.device, "OPTIMIZATION_CAPABILITIES"))
         arithmetic = arithmetic_for(request.precision, options.device, capabilities)
         hint = options.arithmetic or arithmetic.hint
         properties, threads = properties_for(options, hint)
+        notes = [arithmetic.note] if arithmetic.note and hint == arithmetic.hint else []
+        narrow = options.on_cpu and request.precision is Precision.INT8 and saturates()
+        if narrow:
+            notes.append("this CPU has no VNNI, and its INT8 sums would saturate: OpenVINO is given INT8 weights of 7 bits")
         compiler = Compiler(
             core=core,
             graph=request.graphs.path(FORM, OPSET_NEW),
@@ -81,6 +106,7 @@ class OpenVinoBackend:
             device=options.device,
             properties=_known(core, options.device, properties),
             capabilities=capabilities,
+            narrow=narrow,
         )
         execution: dict[str, Any] = {"device": options.device, "streams": options.streams, "arithmetic": NAMES[hint]}
         if threads is not None:
@@ -91,15 +117,19 @@ class OpenVinoBackend:
             version=version,
             device=_device_name(core, options, threads.count if threads else None),
             form=FORM,
-            notes=tuple(filter(None, [arithmetic.note if hint == arithmetic.hint else ""])),
+            notes=tuple(notes),
             options={name: value for name, value in given.items() if value is not None},
             execution=execution,
         )
         return OpenVinoEngine(compiler, request.profile, description, streams=options.streams, static_only=options.static_only)
 
 
-def _started() -> tuple[Any, str]:
-    """(openvino.Core, its version)."""
+def started() -> tuple[Any, str]:
+    """(openvino.Core, its version).
+
+    Raises:
+        EnvironmentProblem: it cannot be imported or finds none of its libraries.
+    """
     try:
         import openvino
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from gmf_edge.artifact import run_stage, sha256_of
 from gmf_edge.cpu import cpu_features
+from gmf_edge.engines.openvino.saturation import halve_weights
 from gmf_edge.errors import EngineError, EnvironmentProblem
 
 BLOB = "model.blob"
@@ -32,6 +33,7 @@ class Compiler:
         device: OpenVINO's name.
         properties: for compile_model.
         capabilities: the device's OPTIMIZATION_CAPABILITIES.
+        narrow: whether INT8 weights are given 7 bits, see saturation.
     """
 
     core: Any
@@ -40,6 +42,7 @@ class Compiler:
     device: str
     properties: Mapping[str, Any]
     capabilities: tuple[str, ...]
+    narrow: bool = False
 
     def model(self, batches: tuple[int, int], **more: Any) -> Any:
         """The compiled model for batch sizes from the first to the second; a fixed shape where they are equal.
@@ -66,6 +69,8 @@ class Compiler:
         try:
             model = self.core.read_model(str(self.graph))
             model.reshape([low if low == high else openvino.Dimension(low, high), *self.image_shape])
+            if self.narrow:
+                halve_weights(model)
             return self.core.compile_model(model, self.device, {**self.properties, **more})
         except RuntimeError as error:
             raise EngineError(
@@ -96,6 +101,7 @@ class Compiler:
             "cpu_features": hashlib.sha256(" ".join(cpu_features()).encode()).hexdigest(),
             "files": [sha256_of(path) for path in (self.graph, *weights)],
             "properties": {name: str(value) for name, value in sorted(self.properties.items())},
+            "narrow": self.narrow,
             "batches": list(batches),
             "image_shape": list(self.image_shape),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import pytest
 
 pytest.importorskip("openvino")
 
-import gmf_edge
 from gmf_edge.artifact import cache_root
 from gmf_edge.bundle import open_bundle
 from gmf_edge.engines.openvino.backend import OpenVinoBackend, require_precision
@@ -48,12 +47,6 @@ def engine(pico_fp16: Path) -> Iterator[OpenVinoEngine]:
 @pytest.fixture(scope="module")
 def golden(pico_fp16: Path) -> Golden:
     return Golden.load(pico_fp16 / "golden.npz")
-
-
-@pytest.fixture(scope="session")
-def pico_int8(pico_export: Path, made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
-    """The packaged model exported at INT8."""
-    return made_once("pico-int8", lambda folder: gmf_edge.export(gmf_edge.BuildSpec(precision=Precision.INT8), folder))
 
 
 def test_nothing_is_written_into_the_bundle(pico_fp16: Path, tmp_path: Path) -> None:
@@ -168,7 +161,8 @@ def test_int8_runs_in_int8_at_every_batch_size(pico_int8: Path, golden: Golden) 
         rows = np.concatenate([found.infer(golden.images[:3]), found.infer(golden.images[3:4])])
     assert np.array_equal(rows.argmax(1), golden.logits[:4].argmax(1))
     cosine = (rows * golden.logits[:4]).sum(1) / np.linalg.norm(rows, axis=1) / np.linalg.norm(golden.logits[:4], axis=1)
-    assert cosine.min() >= 0.99
+    # measured 0.99999; sums that saturate give 0.9994
+    assert cosine.min() >= 0.9998
 
 
 def test_a_second_opening_comes_from_the_cache_with_the_same_logits(
