@@ -5,7 +5,7 @@ manifest.json            this page's Manifest: what was asked, what was made, th
 portable.onnx            standard ops, opset 20: ONNX Runtime, OpenVINO, and TensorRT 10 and 11 without plugins
 plugin.onnx              GmfGroupMixAttention nodes, opset 20: TensorRT 10 and 11 with the plugin
 *-opset17.onnx           the same two for TensorRT 8.6
-weights.bin              the weights of all four, once
+weights.bin              the weights of all of them, once
 golden.npz               preprocessed images and FP32 PyTorch's logits
 reference.npz            with evaluation images: their names, digests, labels and FP32 PyTorch's logits (not the pictures)
 onnxruntime.onnx         FP32 and INT8: standard ops laid out for ONNX Runtime on a CPU, INT8 Linears as Gemm, all else FP32
