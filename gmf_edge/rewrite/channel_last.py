@@ -73,7 +73,7 @@ def _to_tokens(graph: onnx_ir.Model, transpose: onnx_ir.Node) -> bool:
     """Reshape of [B, C, H, W], Transpose -> Transpose, Reshape to [B, N, C]."""
     joined = transpose.inputs[0]
     reshape = None if joined is None else joined.producer()
-    if joined is None or reshape is None or reshape.op_type != "Reshape" or _only_user(joined) is not transpose:
+    if joined is None or reshape is None or reshape.op_type != "Reshape" or not _only_for(joined, transpose):
         return False
     sides, tokens = _static_sides(reshape.inputs[0], 4), _static_sides(transpose.outputs[0], 3)
     if sides is None or tokens is None or tokens != (sides[1] * sides[2], sides[0]):
@@ -97,7 +97,7 @@ def linears_by_segment(graph: onnx_ir.Model) -> int:
 def _by_segment(graph: onnx_ir.Model, split: onnx_ir.Node) -> bool:
     whole = split.inputs[0]
     last = None if whole is None else whole.producer()
-    if whole is None or last is None or _only_user(whole) is not split or attribute_of(split, "axis", 0) not in (2, -1):
+    if whole is None or last is None or not _only_for(whole, split) or attribute_of(split, "axis", 0) not in (2, -1):
         return False
     parts = [_only_user(value) for value in split.outputs]
     grids = [_static_sides(part.outputs[0], 4) if part is not None and part.op_type == "Reshape" else None for part in parts]
@@ -129,7 +129,7 @@ def _linear(last: onnx_ir.Node, whole: onnx_ir.Value) -> tuple[onnx_ir.Node, onn
     """(MatMul or Gemm, x, W [inputs, outputs], b [outputs]) of the Linear that ends with this node."""
     for value in last.inputs:
         multiply = None if value is None else value.producer()
-        if value is None or multiply is None or _only_user(value) is not last:
+        if value is None or multiply is None or not _only_for(value, last):
             continue
         if last.op_type == "Add" and multiply.op_type == "MatMul":
             found = (*multiply.inputs, last.inputs[1] if last.inputs[0] is value else last.inputs[0])
@@ -138,7 +138,7 @@ def _linear(last: onnx_ir.Node, whole: onnx_ir.Value) -> tuple[onnx_ir.Node, onn
         else:
             continue
         if len(found) == 3 and None not in found:
-            return (multiply, *found)  # type: ignore[return-value]
+            return (multiply, *found)
     return None
 
 
@@ -182,12 +182,17 @@ def _only_user(value: onnx_ir.Value) -> onnx_ir.Node | None:
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
+def _only_for(value: onnx_ir.Value, node: onnx_ir.Node) -> bool:
+    """Whether that node reads the value once, and nothing else does."""
+    return bool(_only_user(value) is node)
+
+
 def _static_sides(value: onnx_ir.Value | None, rank: int) -> tuple[int, ...] | None:
     """All sizes but the batch, where they are known."""
     if value is None or value.shape is None or len(value.shape) != rank:
         return None
     sides = tuple(value.shape)[1:]
-    return tuple(int(side) for side in sides) if all(isinstance(side, int) for side in sides) else None  # type: ignore[arg-type]
+    return tuple(int(side) for side in sides) if all(isinstance(side, int) for side in sides) else None
 
 
 def _same_shape(first: onnx_ir.Value | None, second: onnx_ir.Value) -> bool:
