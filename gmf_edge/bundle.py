@@ -52,6 +52,7 @@ class Manifest:
         gate: what was accepted when it was built.
         io_dtype: of the graphs' input and output.
         classes: class names, index = class.
+        class_ids: their WordNet ids; empty where they are not ImageNet's.
         graphs: "form/opset" -> file name.
         lowering: what the precision room noted: islands, weights and activations near the range.
         rewriting: what each rewriting pass did.
@@ -75,6 +76,7 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     engine_files: tuple[str, ...] = ()
     evaluation: Mapping[str, Any] | None = None
+    class_ids: tuple[str, ...] = ()
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -89,6 +91,7 @@ class Manifest:
             "gate": vars(self.gate),
             "io_dtype": self.io_dtype,
             "classes": list(self.classes),
+            "class_ids": list(self.class_ids),
             "graphs": dict(self.graphs),
             "lowering": dict(self.lowering),
             "rewriting": [dict(step) for step in self.rewriting],
@@ -110,6 +113,7 @@ class Manifest:
             gate=Gate(**values["gate"]),
             io_dtype=values["io_dtype"],
             classes=tuple(values["classes"]),
+            class_ids=tuple(values["class_ids"]),
             graphs=dict(values["graphs"]),
             lowering=dict(values["lowering"]),
             rewriting=tuple(values["rewriting"]),

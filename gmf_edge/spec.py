@@ -242,6 +242,7 @@ class BuildSpec:
         profile: batch sizes.
         backend: "auto" or one of BACKENDS.
         io_dtype: dtype of the graph's input and output, of IO_DTYPES.
+        labels: text file of class names, one a line, or None for the evaluation set's folders or ImageNet's names.
         eval_data: labelled images (ImageFolder layout, folder or .zip), or None.
         eval_images: how many of them, drawn evenly over the classes; None for all (64 of them with untrained weights).
         max_drop_points: overrides the gate's, in percentage points, and makes it strict; None for the precision's default.
@@ -265,6 +266,7 @@ class BuildSpec:
     profile: BatchProfile = field(default_factory=BatchProfile)
     backend: str = "auto"
     io_dtype: str = "float32"
+    labels: Path | None = None
     eval_data: Path | None = None
     eval_images: int | None = None
     max_drop_points: float | None = None

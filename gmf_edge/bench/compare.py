@@ -75,10 +75,10 @@ class TimingPlan:
 # trtexec's three seconds, and enough rounds to tell 2 % at the noise of a GPU with free clocks
 GPU_PLAN = TimingPlan(warmup_s=0.5, seconds=2.0, rounds=100, budget_s=30.0, fewest_calls=3)
 # at the batch sizes that do not decide
-GPU_GLANCE = TimingPlan(warmup_s=0.5, seconds=1.0, rounds=30, budget_s=0.0, fewest_calls=3)
+GPU_GLANCE = TimingPlan(warmup_s=0.5, seconds=2.0, rounds=30, budget_s=0.0, fewest_calls=3)
 # ONNX Runtime's threads spin for some 30 ms after an inference
-CPU_PLAN = TimingPlan(warmup_s=0.1, seconds=0.2, rounds=15, budget_s=10.0, block_ms=5.0, fewest_calls=2, pause_s=0.05)
-RANKING_PLAN = TimingPlan(warmup_s=0.1, seconds=0.2, rounds=8, budget_s=5.0, block_ms=5.0, fewest_calls=2, pause_s=0.05)
+CPU_PLAN = TimingPlan(warmup_s=0.1, seconds=0.2, rounds=15, budget_s=10.0, block_ms=5.0, pause_s=0.05)
+RANKING_PLAN = TimingPlan(warmup_s=0.1, seconds=0.2, rounds=8, budget_s=5.0, block_ms=5.0, pause_s=0.05)
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,9 @@ class Comparison:
         margin: speedup that was asked for.
         measure: what was timed.
         batches: the batch size that decides first, then the others.
-        device: {"before", "after"} of bench.device.device_state round the timing; None on a CPU.
-        notes: what makes the figures doubtful, and batch sizes that would decide otherwise.
+        device: {"before", "after"} of bench.device.device_state round the timing that decides, and the "end" of all; None on a CPU.
+        notes: what makes the figures doubtful, what the engines found while they ran (such as a CUDA graph that could not be
+            captured), and batch sizes that would decide otherwise.
     """
 
     accepted: bool
@@ -180,6 +181,7 @@ def compare_engines(
     """
     if not margin > 0:
         raise SpecError(f"a margin of {margin}", "use a positive one, such as 1.05")
+    told = [engine.facts.notes for engine in (candidate, baseline)]
     timer = _Timer(candidate, baseline, profile, image_size, clock, sleep)
     progress(None, f"timing {names[0]} against {names[1]} at batch {profile.opt}, {timer.measure}")
     timer.warm_up(profile.opt, (gpu_plan if timer.on_gpu else cpu_plan).warmup_s)
@@ -192,9 +194,17 @@ def compare_engines(
             timer.warm_up(batch, gpu_glance.warmup_s)
             batches.append(timer.compare(batch, margin, gpu_glance))
     decisive, *others = batches
+    end = device_state() if others else after
+    found = [
+        f"{name}: {note}"
+        for name, engine, earlier in zip(names, (candidate, baseline), told, strict=True)
+        for note in engine.facts.notes
+        if note not in earlier
+    ]
     notes = [
-        *state_notes(before, after),
-        *(_otherwise(found, names, margin) for found in others if found.answer != decisive.answer),
+        *dict.fromkeys((*state_notes(before, after), *state_notes(after, end))),
+        *found,
+        *(_otherwise(other, names, margin) for other in others if other.answer != decisive.answer),
     ]
     return Comparison(
         accepted=decisive.answer == YES,
@@ -206,7 +216,7 @@ def compare_engines(
         margin=margin,
         measure=timer.measure,
         batches=tuple(batches),
-        device={"before": before, "after": after} if timer.on_gpu else None,
+        device={"before": before, "after": after, "end": end} if timer.on_gpu else None,
         notes=tuple(notes),
     )
 
@@ -361,7 +371,9 @@ class _Timer:
 
     def _calls_a_block(self, images: FloatArray, plan: TimingPlan) -> int:
         fastest_ms = min(self._block_ms(engine, images, 3, plan.pause_s) for engine in (self.candidate, self.baseline))
-        return min(max(math.ceil(plan.block_ms / max(fastest_ms, 1e-6)), plan.fewest_calls), plan.most_calls)
+        calls = min(max(math.ceil(plan.block_ms / max(fastest_ms, 1e-6)), plan.fewest_calls), plan.most_calls)
+        # on a CPU the call that is left out comes on top
+        return calls if self.on_gpu else calls + 1
 
     def _host_latencies(self, images: FloatArray) -> tuple[float, float]:
         times = [(self._host_ms(self.candidate, images), self._host_ms(self.baseline, images)) for _ in range(HOST_CALLS)]

@@ -97,6 +97,12 @@ PluginArch = Annotated[
     list[str] | None, typer.Option(help="Carry GPU kernels for this architecture in the plugin graphs, such as sm_87; repeatable.")
 ]
 
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        help="Class names, one a line, in the order of the logits.", show_default="the evaluation folders', or ImageNet's"
+    ),
+]
 EvalData = Annotated[Path | None, typer.Option(help="Labelled images: class folders in a folder or a .zip (or a.zip/folder).")]
 EvalImages = Annotated[int | None, typer.Option(help="Use this many of the evaluation images.", show_default="all; untrained: 64")]
 MaxDrop = Annotated[float | None, typer.Option(help="Accepted loss of top-1 in percentage points.", show_default="by precision")]
@@ -172,6 +178,7 @@ class BundleOptions(CalibrationOptions):
     opt_batch: OptBatch = 1
     max_batch: MaxBatch = 8
     plugin_arch: PluginArch = None
+    labels: Labels = None
     eval_data: EvalData = None
     eval_images: EvalImages = None
     max_drop: MaxDrop = None
@@ -193,6 +200,7 @@ class BundleOptions(CalibrationOptions):
             profile=BatchProfile(self.min_batch, self.opt_batch, self.max_batch),
             backend=backend.value,
             io_dtype=self.io_dtype,
+            labels=self.labels,
             eval_data=self.eval_data,
             eval_images=self.eval_images,
             max_drop_points=self.max_drop,

@@ -85,6 +85,11 @@ def show_report(report: Mapping[str, Any]) -> None:
     else:
         out.print(weights["statement"], markup=False)
     out.print(f"engine: {engine['backend']} {engine['version']} on {engine['device']}, {engine['form']} graph", markup=False)
+    execution = {name: value for name, value in engine.get("execution", {}).items() if name != "threads_reason"}
+    if execution:
+        reason = engine["execution"].get("threads_reason")
+        words = [f"{name} {value}{f' ({reason})' if name == 'threads' and reason else ''}" for name, value in execution.items()]
+        out.print(f"runs with {', '.join(words)}", markup=False)
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in engine["precision_shares"].items())
     if shares:
         out.print(f"asked for {report['precision']}; computed in: {shares} (share of the weighted layers' time)", markup=False)
@@ -160,6 +165,10 @@ def show_bundle(bundle: Bundle, layers: int) -> None:
             out.print(f"activation {key} FP16's range: {name} reaches {size:.0f}", markup=False)
     for row in sorted(manifest.lowering.get("int8", {}).get("layer_snr", []), key=_output_db)[:WORST_LAYERS]:
         out.print(f"INT8 layer with the largest error: {row['layer']}, {_output_db(row):.1f} dB", markup=False)
+    for name, found in manifest.lowering.get("parsers", {}).items():
+        out.print(f"{name}: fit for the ONNX parser of TensorRT {', '.join(found['fit']) or '(none)'}", markup=False)
+        for refused in found["unfit"]:
+            out.print(f"{name}: not fit: {refused}", markup=False)
     show_files(manifest.files)
     if report is None:
         out.print("not deployed yet")

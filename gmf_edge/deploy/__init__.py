@@ -8,6 +8,7 @@ build        the engine, and one with the plugin where that may be right and fas
              (plugin_trial: in a process of its own, plugin_process)
 parity       an engine against the FP32 PyTorch logits that travel in the bundle
 verify bench prediction   what a deployed bundle is used for
+             (pictures: what predict was given; captions: what it saves)
 """
 
 from __future__ import annotations

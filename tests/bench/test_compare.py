@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -115,6 +116,29 @@ def test_two_seconds_and_a_hundred_rounds_go_by_on_a_gpu() -> None:
     assert found.batches[0].calls == 20
 
 
+def test_every_batch_size_is_timed_for_two_seconds() -> None:
+    clock = Clock()
+    found = compared(1.0, 1.5, BatchProfile(1, 4, 32), clock=clock)
+    assert [batch.batch for batch in found.batches] == [4, 1, 32]
+    assert all(batch.rounds * batch.calls * 2 * (1.0 + 1.5) >= 2000 for batch in found.batches)
+    assert clock.now >= 3 * (2 * 0.5 + 2.0)
+
+
+def test_what_an_engine_finds_while_it_is_timed_is_noted() -> None:
+    class Uncaptured(SimulatedEngine):
+        def compute_times_ms(self, images: Any, count: int) -> Any:
+            self.facts = dataclasses.replace(self.facts, notes=("portable graph", "no CUDA graph could be captured"))
+            return super().compute_times_ms(images, count)
+
+    clock = Clock()
+    candidate, baseline = Uncaptured(clock, "c", 1.0), SimulatedEngine(clock, "b", 1.5)
+    candidate.facts = dataclasses.replace(candidate.facts, notes=("portable graph",))
+    plan = TimingPlan(0.0, 0.0, 8, 0.0)
+    profile = BatchProfile(1, 1, 1)
+    found = compare_engines(candidate, baseline, names=NAMES, profile=profile, image_size=(4, 4), gpu_plan=plan, clock=clock)
+    assert found.notes == ("INT8: no CUDA graph could be captured",)
+
+
 def test_a_machine_that_slows_down_is_not_read_as_a_difference() -> None:
     def slowing(batch: int, now: float) -> float:
         return 1.0 + now / 2
@@ -171,6 +195,7 @@ def test_the_gpus_state_is_recorded_round_the_timing_and_a_change_is_a_note(monk
     found = compared(4.0, 6.0)
     assert found.device is not None
     assert [found.device[when]["sm_clock_mhz"] for when in ("before", "after")] == [1980, 1500]
+    assert found.device["end"] is found.device["after"]
     assert len(found.notes) == 2
     assert "1980 to 1500 MHz" in found.notes[0]
     assert "sw_thermal_slowdown" in found.notes[1]
@@ -178,7 +203,7 @@ def test_the_gpus_state_is_recorded_round_the_timing_and_a_change_is_a_note(monk
 
 def test_on_a_cpu_there_is_a_pause_wherever_the_engine_changes_and_only_there() -> None:
     clock = Clock()
-    plan = TimingPlan(0.0, 0.0, 8, 0.0, fewest_calls=2, most_calls=2, pause_s=0.05)
+    plan = TimingPlan(0.0, 0.0, 8, 0.0, fewest_calls=1, most_calls=1, pause_s=0.05)
     paused: list[float] = []
 
     def sleep(seconds: float) -> None:
@@ -209,7 +234,7 @@ def test_on_a_cpu_the_first_call_of_a_block_is_left_out_of_two() -> None:
 
     clock = Clock()
     candidate, baseline = ColdFirst(clock, "c", 1.0, on_gpu=False), SimulatedEngine(clock, "b", 1.5, on_gpu=False)
-    plan = TimingPlan(0.0, 0.0, 8, 0.0, fewest_calls=2, most_calls=2)
+    plan = TimingPlan(0.0, 0.0, 8, 0.0, fewest_calls=1, most_calls=1)
     settings = {"profile": BatchProfile(1, 1, 1), "image_size": (4, 4), "clock": clock, "sleep": lambda seconds: None}
     candidate.cold = True  # three calls decide the size of a block: two are left
     found = compare_engines(candidate, baseline, names=NAMES, cpu_plan=plan, **settings)  # type: ignore[arg-type]

@@ -67,6 +67,7 @@ def test_the_faster_one_is_delivered_and_opened_later(
     assert all(entry["version"] and entry["precision_shares"] for entry in report["choice"]["engines"].values())
     assert "not tensorrt: no GPU" in report["backend_reason"]
     assert "choice: as the test says" in printed
+    assert "threads 1 (as asked)" in printed
     assert "delivered" in printed
     with open_engine(open_bundle(out)) as engine:
         assert isinstance(engine, kind)

@@ -140,8 +140,10 @@ class FakeCuda(FakeGpu):
         if stream is None:
             return cudaError_t.cudaErrorInvalidResourceHandle
         self.log.append(f"copy {kind} {count}")
-        before = ctypes.string_at(src, count) if source.on_host else None
-        if target.on_host:
+        # a captured copy reads and writes when its graph is launched, whatever stands there now
+        is_recorded = stream.recorded is not None
+        before = ctypes.string_at(src, count) if source.on_host and not is_recorded else None
+        if target.on_host and not is_recorded:
             # from here on, until it is waited for, anything may stand there
             ctypes.memset(dst, 0xFF, count)
 

@@ -152,7 +152,11 @@ def _int8_proof(
         # a bundle that does not name its quantised layers: whether any product runs in INT8
         if any(layer.precision == "int8" for layer in products):
             return PrecisionProof(PROVED, "matrix products run in int8", shares, basis)
-        if any(layer.is_opaque or layer.precision in ("none", "unknown") for layer in [*products, *inspected.layers]):
+        # a layer without floating tensors says nothing (every engine of 10 has some), a product without them hides its own
+        if any(
+            layer.is_opaque or layer.precision == "unknown" or (layer.is_product and layer.precision == "none")
+            for layer in inspected.layers
+        ):
             return PrecisionProof(UNKNOWN, "TensorRT does not tell what its regions run in", shares, basis)
         listed = _listed(products, inspected, times)
         return PrecisionProof(
