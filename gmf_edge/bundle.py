@@ -5,10 +5,11 @@ manifest.json            this page's Manifest: what was asked, what was made, th
 portable.onnx            standard ops, opset 20: ONNX Runtime, OpenVINO, and TensorRT 10 and 11 without plugins
 plugin.onnx              GmfGroupMixAttention nodes, opset 20: TensorRT 10 and 11 with the plugin
 *-opset17.onnx           the same two for TensorRT 8.6; BF16 has none
-weights.bin              the weights of all four, once
+weights.bin              the weights of all of them, once
 golden.npz               preprocessed images and FP32 PyTorch's logits, or its maps
 reference.npz            with evaluation images: their names, digests, labels and FP32 PyTorch's logits (not the pictures)
-onnxruntime.onnx         INT8 and BF16: Q/DQ or BF16 storage beside FP32, Linears as Gemm: what ONNX Runtime has kernels for
+onnxruntime.onnx         FP32, INT8 and BF16: standard ops as ONNX Runtime has kernels for them on a CPU: laid out for its convolutions,
+                         INT8 Linears as Gemm and all else FP32, or BF16 storage round FP32 arithmetic
 ranges.json              INT8 only: the activations' ranges with their provenance
 labels.txt               a class name a line; a backbone has none
 report.json              after deploy: parity, gate, engine, latency

@@ -100,7 +100,7 @@ class OnnxRuntimeBackend:
         missing = self.missing()
         if missing is not None:
             raise EnvironmentProblem(missing, "pip install 'gmf-edge[onnxruntime]'")
-        # INT8 and BF16 bundles carry a graph of their own for the CPU, see gmf_edge.precision.lower
+        # FP32, INT8 and BF16 bundles carry a graph of their own for the CPU, see gmf_edge.prepare.graphs
         form = "onnxruntime" if ("onnxruntime", OPSET_NEW) in request.graphs.files else "portable"
         return OnnxRuntimeEngine(
             request.graphs.path(form, OPSET_NEW), request.profile, request.options.get("threads"), form, request.sizes

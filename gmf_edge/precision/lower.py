@@ -10,6 +10,8 @@ BF16      the same in BF16, opset 22             none: TensorRT 8.6 has no BF16 
 INT8      Q/DQ with FP16 scales, else as FP16    Q/DQ with FP32 scales, FP32 elsewhere:  as weak: FP16 has no kernels
                                                  builder flags make the rest FP16,       on a CPU; Linears as integer Gemm
                                                  casts there would part Q/DQ from GEMM
+
+What the CPU gets of FP32 and INT8 is then laid out for its libraries, by gmf_edge.rewrite.channel_last.
 """
 
 from __future__ import annotations

@@ -37,16 +37,19 @@ GRAPH_FILES = {
 }
 BF16_FILES = {"portable.onnx": ("portable", OPSET_BF16), "plugin.onnx": ("plugin", OPSET_BF16)}
 CPU_GRAPH = {"onnxruntime.onnx": ("onnxruntime", OPSET_NEW)}
+# FP16 has no kernels on most CPUs: it runs from portable.onnx, as a trial of the numbers
+CPU_PRECISIONS = (Precision.FP32, Precision.INT8, Precision.BF16)
 
 
 def graph_files(precision: Precision, any_size: bool = False) -> dict[str, tuple[str, int]]:
     """file name -> (form, opset) of a bundle's graphs.
 
-    INT8 and BF16 need one of their own on a CPU; TensorRT 8.6 has no BF16; the plugin's node has H and W in its attributes, so that there
-    is no plugin form of any size.
+    CPU_PRECISIONS have one of their own for ONNX Runtime, FP32 for the layout of one size alone; TensorRT 8.6 has no BF16; the plugin's
+    node has H and W in its attributes, so that there is no plugin form of any size.
     """
     files = BF16_FILES if precision is Precision.BF16 else GRAPH_FILES
-    cpu = CPU_GRAPH if precision in (Precision.INT8, Precision.BF16) else {}
+    has_cpu_graph = precision in CPU_PRECISIONS and not (any_size and precision is Precision.FP32)
+    cpu = CPU_GRAPH if has_cpu_graph else {}
     return {name: key for name, key in {**files, **cpu}.items() if not (any_size and key[0] == "plugin")}
 
 
@@ -184,6 +187,7 @@ def _parsers_of(graph: onnx_ir.Model, opset: int) -> dict[str, list[str]]:
 def _graph_for(lowered: Lowered, form: str, opset: int, spec: BuildSpec) -> onnx_ir.Model:
     from gmf_edge.precision.bf16 import with_fp32_kernels
     from gmf_edge.rewrite.bodies import drop_bodies, inline_bodies
+    from gmf_edge.rewrite.channel_last import channel_last_form
     from gmf_edge.rewrite.image_sizes import with_any_size
     from gmf_edge.rewrite.opset import for_target
 
@@ -193,7 +197,11 @@ def _graph_for(lowered: Lowered, form: str, opset: int, spec: BuildSpec) -> onnx
 
     precision = spec.precision
     if form == "onnxruntime":
-        return for_target(with_fp32_kernels(portable(lowered.cpu)), TARGETS["onnxruntime"])
+        if precision is Precision.BF16:
+            graph = with_fp32_kernels(portable(lowered.cpu))
+        else:
+            graph = channel_last_form(lowered.cpu) if spec.sizes is None else portable(lowered.cpu)
+        return for_target(graph, TARGETS["onnxruntime"])
     target = next(
         t for t in TARGETS.values() if (t.has_bf16 or precision is not Precision.BF16) and t.opset_for(precision) == opset
     )
