@@ -11,6 +11,7 @@ GmfEdgeError                 1  a failure; the base of all
 |-- BundleError              1  a bundle that is damaged, incomplete or of another schema
 |-- EngineError              1  an engine that could not be built, opened or run
 |   `-- StaleArtifact        1  an engine or a cache made elsewhere or by another version
+|-- PackageError             1  a package that cannot be made from a bundle, or that its reader would refuse
 |-- KernelError              1  a kernel that could not be compiled, or does not fit the model or the device
 |-- AccuracyError            3  parity or accuracy outside the gate
 `-- EnvironmentProblem       4  this machine lacks something: a GPU, a driver, a package, disk space, write access
@@ -90,6 +91,10 @@ class AccuracyError(GmfEdgeError):
     """Parity or accuracy outside the gate (exit status 3)."""
 
     exit_status = 3
+
+
+class PackageError(GmfEdgeError):
+    """A package that cannot be made from this bundle, or that the program which reads it would refuse."""
 
 
 class EnvironmentProblem(GmfEdgeError):

@@ -5,7 +5,7 @@ Results and the last line (PASSED or FAILED and why) go to standard output, prog
 
 options    every option that several verbs share, once
 screen     what is printed
-prepare deploy inspect kernels   the verbs
+prepare deploy inspect kernels package   the verbs
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from gmf_edge.cli.deploy import bench, deploy, predict, verify
 from gmf_edge.cli.grouped import grouped
 from gmf_edge.cli.inspect import doctor, inspect
 from gmf_edge.cli.kernels import compile_kernels
+from gmf_edge.cli.package import package
 from gmf_edge.cli.prepare import build, calibrate, export
 from gmf_edge.cli.screen import ResultOutsideGate, err, out, print_json
 from gmf_edge.errors import GmfEdgeError, SpecError
@@ -47,6 +48,7 @@ for verb, settings in (
     (verify, None),
     (predict, None),
     (bench, None),
+    (package, None),
     (inspect, None),
     (doctor, None),
 ):
