@@ -5,7 +5,7 @@ Results and the last line (PASSED or FAILED and why) go to standard output, prog
 
 options    every option that several verbs share, once
 screen     what is printed
-prepare deploy bench inspect kernels   the verbs (bench_screen and predictions: what some of them print)
+prepare deploy bench inspect kernels package   the verbs (bench_screen and predictions: what some of them print)
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from gmf_edge.cli.deploy import deploy, predict, verify
 from gmf_edge.cli.grouped import grouped
 from gmf_edge.cli.inspect import doctor, inspect
 from gmf_edge.cli.kernels import compile_kernels
+from gmf_edge.cli.package import package
 from gmf_edge.cli.prepare import build, calibrate, export
 from gmf_edge.cli.screen import RegressionShown, ResultOutsideGate, err, out, print_json
 from gmf_edge.errors import GmfEdgeError, SpecError
@@ -49,6 +50,7 @@ for verb, settings in (
     (predict, None),
     (bench, None),
     (compare, None),
+    (package, None),
     (inspect, None),
     (doctor, None),
 ):
