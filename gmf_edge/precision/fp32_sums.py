@@ -4,8 +4,8 @@ A strongly typed TensorRT may sum the products of an FP16 MatMul in FP16 (tactic
 may not, and it has kernels that read FP16 and sum in FP32, which it puts in the place of the four nodes; Torch-TensorRT's
 use_fp32_acc asks by the same four nodes. W stays FP16 under a cast of its own: an FP32 weight would need an FP32 kernel.
 
-Off by default, by measurement: with the weights of the packaged pico, in an emulation of FP16 sums over blocks of 16 products, it leaves the
-logits' relative L2 error against FP32 at 2.3e-4, where the FP16 gate has 2.8e-2. The longest sum in these networks has 1280 products (fc2 of `small`).
+Off by default, by measurement: with the weights of the packaged pico, in an emulation of FP16 sums over blocks of 16 products, it
+leaves the logits' relative L2 error against FP32 at 2.3e-4, where the FP16 gate has 2.8e-2. The longest sum in these networks has 1280 products (fc2 of `small`).
 """
 
 from __future__ import annotations
