@@ -5,7 +5,8 @@ may not, and it has kernels that read FP16 and sum in FP32, which it puts in the
 use_fp32_acc asks by the same four nodes. W stays FP16 under a cast of its own: an FP32 weight would need an FP32 kernel.
 
 Off by default, by measurement: with the weights of the packaged pico, in an emulation of FP16 sums over blocks of 16 products, it
-leaves the logits' relative L2 error against FP32 at 2.3e-4, where the FP16 gate has 2.8e-2. The longest sum in these networks has 1280 products (fc2 of `small`).
+leaves the logits' relative L2 error against FP32 at 2.3e-4, where the FP16 gate has 2.8e-2. The longest sum in these networks has 1280
+products (fc2 of `small`).
 """
 
 from __future__ import annotations
