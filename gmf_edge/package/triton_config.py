@@ -66,7 +66,13 @@ def missing_schema() -> str | None:
     """Why configurations cannot be parsed with Triton's schema here, or None where they can."""
     if importlib.util.find_spec("google") is None or importlib.util.find_spec("google.protobuf") is None:
         return "the package protobuf is not installed"
-    return None if _schema_file() is not None else "the package tritonclient is not installed"
+    if _schema_file() is None:
+        return "the package tritonclient is not installed"
+    try:
+        _model_config()
+    except Exception as error:  # protobuf refuses what a newer compiler made, with types that differ between its versions
+        return f"the installed protobuf does not take tritonclient's schema ({error})"
+    return None
 
 
 def _schema_file() -> Path | None:
