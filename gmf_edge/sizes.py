@@ -24,7 +24,7 @@ def check_size(image_size: tuple[int, int]) -> None:
             near = f"{below}" if below == above else f"{below} or {above}"
             raise SpecError(
                 f"image {side} {pixels} is not a multiple of {SIZE_MULTIPLE}",
-                f"use a multiple of {SIZE_MULTIPLE}, such as {near}",
+                f"give --image-size a multiple of {SIZE_MULTIPLE}, such as {near}",
             )
 
 

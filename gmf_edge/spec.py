@@ -187,7 +187,8 @@ class BatchProfile:
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.opt <= self.max:
             raise SpecError(
-                f"batch sizes min {self.min}, opt {self.opt}, max {self.max} are out of order", "give 1 <= min <= opt <= max"
+                f"batch sizes min {self.min}, opt {self.opt}, max {self.max} are out of order",
+                "give 1 <= --min-batch <= --opt-batch <= --max-batch",
             )
 
     @property
@@ -368,15 +369,15 @@ class BuildSpec:
 
     def __post_init__(self) -> None:
         if self.variant is not None and self.variant not in VARIANTS:
-            raise SpecError(f"unknown variant {self.variant!r}", f"use one of {', '.join(VARIANTS)}")
+            raise SpecError(f"unknown variant {self.variant!r}", f"give --variant one of {', '.join(VARIANTS)}")
         if self.backend not in ("auto", *BACKENDS):
-            raise SpecError(f"unknown backend {self.backend!r}", f"use auto, {', '.join(BACKENDS)}")
+            raise SpecError(f"unknown backend {self.backend!r}", f"give --backend one of auto, {', '.join(BACKENDS)}")
         if self.num_classes is not None and self.num_classes < 1:
-            raise SpecError(f"num_classes is {self.num_classes}", "give at least one class, or leave it out")
+            raise SpecError(f"num_classes is {self.num_classes}", "give --num-classes at least 1, or leave it out")
         if self.eval_images is not None and self.eval_images < 1:
             raise SpecError(f"--eval-images is {self.eval_images}", "give at least 1, or leave it out for all")
         if self.io_dtype not in IO_DTYPES:
-            raise SpecError(f"unknown I/O dtype {self.io_dtype!r}", f"use one of {', '.join(IO_DTYPES)}")
+            raise SpecError(f"unknown I/O dtype {self.io_dtype!r}", f"give --io-dtype one of {', '.join(IO_DTYPES)}")
         if self.precision is not Precision.INT8 and (self.calibration_data or self.ranges or self.auto):
             raise SpecError(f"calibration was given for {self.precision.value}", "use --precision int8 or auto, or leave it out")
         if self.sizes is not None and self.task is not Task.FEATURES:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -138,6 +139,7 @@ WorkspaceMib = Annotated[int | None, typer.Option(help="TensorRT: limit of scrat
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Results as one JSON object on standard output.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="All of the report, above its summary.")]
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,13 @@ class ScreenOptions:
 
     quiet: Quiet = False
     as_json: AsJson = False
+
+
+@dataclass(frozen=True)
+class ResultOptions(ScreenOptions):
+    """What is printed of a result: what `build`, `deploy` and `verify` take."""
+
+    verbose: Verbose = False
 
 
 @dataclass(frozen=True)
@@ -258,7 +267,10 @@ class BundleOptions(CalibrationOptions):
         if self.precision is not PrecisionName.FP32:
             names.add(self.precision)
         if len(names) > 1:
-            raise SpecError(f"two precisions were asked for: {' and '.join(sorted(name.value for name in names))}", "give one")
+            raise SpecError(
+                f"two precisions were asked for: {' and '.join(sorted(name.value for name in names))}",
+                "give one of --precision, --fp32, --fp16 and --int8",
+            )
         return next(iter(names), PrecisionName.FP32)
 
 
@@ -290,7 +302,10 @@ class EngineOptions(RunOptions):
         Raises:
             SpecError: an option that trtexec does not have, or that means nothing for a build.
         """
-        request = options_from_trtexec(trtexec)
+        try:
+            request = options_from_trtexec(trtexec)
+        except SpecError as error:
+            raise _misspelt(trtexec) or error from None
         if request.bench:
             raise SpecError(
                 f"{', '.join(sorted(request.bench))}: a build measures with fixed settings", "use 'gmf-edge bench' for others"
@@ -301,6 +316,20 @@ class EngineOptions(RunOptions):
         return replace(request, options={**request.options, **own, **self.run_options})
 
 
+def _misspelt(trtexec: Sequence[str]) -> SpecError | None:
+    """About an option that looks like a slip of one of our own rather than one of trtexec's."""
+    own = [
+        f"--{field.name.replace('_', '-')}" for group in (BundleOptions, EngineOptions, ResultOptions) for field in fields(group)
+    ]
+    own += ["--json", "--output", "--keep-int8"]
+    for argument in trtexec:
+        name = argument.partition("=")[0]
+        near = get_close_matches(name, own, n=1, cutoff=0.8)
+        if name.startswith("--") and near:
+            return SpecError(f"there is no option {name}", f"did you mean {near[0]}?")
+    return None
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """(H, W) of "224" or "256x192".
 
@@ -309,7 +338,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """
     parts = text.lower().split("x")
     if not 1 <= len(parts) <= 2 or not all(part.isdigit() for part in parts):
-        raise SpecError(f"cannot read the image size {text!r}", "write it as 224, or as HxW such as 256x192")
+        raise SpecError(f"cannot read the image size {text!r}", "give --image-size as 224, or as HxW such as 256x192")
     return int(parts[0]), int(parts[-1])
 
 

@@ -167,9 +167,11 @@ def _report(
     with built.backend.open(built.request, built.folder, built.files) as engine:
         parity = parity_of(engine, bundle, images, progress)
         progress(None, "measuring latency")
-        latencies = [
-            measure_latency(engine, batch, bundle.manifest.model.image_size, duration_s=BUILD_DURATION_S).to_json()
-            for batch in bundle.manifest.profile.sizes
-        ]
+        latencies = []
+        sizes = bundle.manifest.profile.sizes
+        for batch in sizes:
+            latency = measure_latency(engine, batch, bundle.manifest.model.image_size, duration_s=BUILD_DURATION_S)
+            latencies.append(latency.to_json())
+            progress(len(latencies) / len(sizes), "measuring latency")
         passed, reason = judge(parity, gate, bundle.manifest.weights.trained)
         return report_of(bundle.manifest, engine.facts, why, parity, gate, passed, reason, latencies)

@@ -88,7 +88,7 @@ def infer_spec(
     if task is Task.CLASSIFY and num_classes is not None and num_classes != classes:
         raise CheckpointError(
             f"the checkpoint has {classes} classes, but {num_classes} were asked",
-            "leave the class count out to take the checkpoint's, or give another checkpoint",
+            "leave --num-classes out to take the checkpoint's, or give another checkpoint",
         )
     norm = ""
     if "output_norms.0.weight" in state:

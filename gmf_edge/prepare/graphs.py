@@ -73,7 +73,7 @@ def fused_stage(plain: Stage, progress: Progress) -> Stage:
         from gmf_edge.rewrite.passes import rewrite_onnx
 
         progress(None, "rewriting to 2-fused.onnx")
-        return {"passes": [asdict(record) for record in rewrite_onnx(plain.folder / PLAIN, folder / FUSED)]}
+        return {"passes": [asdict(record) for record in rewrite_onnx(plain.folder / PLAIN, folder / FUSED, progress)]}
 
     return cached_stage("fused", {"plain": plain.key}, make, FUSED, progress)
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnxscript.rewriter.pattern import RewriteRule
 from onnxscript.rewriter.rules.common import reshape_reshape_rule, transpose_transpose_rule
 
+from gmf_edge.engines.protocol import Progress, silent
 from gmf_edge.errors import RewriteError
 from gmf_edge.ops.group_mix_attention import DOMAIN, DOMAIN_VERSION, OP_TYPE, function_body
 from gmf_edge.rewrite import batchnorm_into_conv, cpe_identity, group_mix_attention, head, output_norm
@@ -84,12 +85,13 @@ class PassRecord:
     relative_error: float
 
 
-def rewrite_onnx(plain: Path, out: Path) -> list[PassRecord]:
+def rewrite_onnx(plain: Path, out: Path, progress: Progress = silent) -> list[PassRecord]:
     """Rewrite a plain graph into the fused one.
 
     Args:
         plain: the graph that gmf_edge.model.export wrote.
         out: the .onnx file to write: GMA's core as GmfGroupMixAttention nodes, with the function body in the file.
+        progress: told which pass was done.
 
     Returns:
         What each pass did, in order.
@@ -118,6 +120,7 @@ def rewrite_onnx(plain: Path, out: Path) -> list[PassRecord]:
             clean(graph)
         _add_body(graph)
         records.append(PassRecord(step.name, fired, _prove(graph, images, expected, step.name) if fired else 0.0))
+        progress(len(records) / len(PASSES), f"rewriting: {step.name}")
     _type_values(graph)
     onnx_ir.save(graph, out)
     return records

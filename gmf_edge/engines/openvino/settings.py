@@ -59,7 +59,7 @@ class OpenVinoOptions:
         if options.threads is not None and options.threads < 1:
             raise SpecError(f"--threads is {options.threads}", "give at least 1, or leave it out")
         if not 1 <= options.streams <= MOST_STREAMS:
-            raise SpecError(f"{options.streams} streams", f"give 1 to {MOST_STREAMS}")
+            raise SpecError(f"{options.streams} streams", f"give --infStreams 1 to {MOST_STREAMS}")
         if options.arithmetic not in (None, *NAMES):
             raise SpecError(f"arithmetic is {options.arithmetic!r}", f"give one of {', '.join(NAMES)}")
         return options

@@ -78,12 +78,15 @@ class TensorRTOptions:
     plugin_library: str | None = None
 
     def __post_init__(self) -> None:
-        _at_least(self.workspace_mib, 1, "workspace_mib", "MiB, such as 1024")
-        _at_least(self.dla_core, 0, "dla_core", "a core's number, such as 0")
-        _at_least(self.max_aux_streams, 0, "max_aux_streams", "a number of streams")
-        _at_least(self.streams, 1, "streams", "a number of streams, such as 2")
+        _at_least(self.workspace_mib, 1, "workspace_mib", "--workspace-mib in MiB, such as 1024")
+        _at_least(self.dla_core, 0, "dla_core", "--useDLACore a core's number, such as 0")
+        _at_least(self.max_aux_streams, 0, "max_aux_streams", "--maxAuxStreams a number of streams")
+        _at_least(self.streams, 1, "streams", "--infStreams a number of streams, such as 2")
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise SpecError(f"optimization_level is {self.optimization_level}", "give 0 (fast build) to 5 (searches longest)")
+            raise SpecError(
+                f"optimization_level is {self.optimization_level}",
+                "give --builderOptimizationLevel 0 (fast build) to 5 (searches longest)",
+            )
         if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
             raise SpecError(
                 f"hardware_compatibility is {self.hardware_compatibility!r}", f"use one of {', '.join(HARDWARE_COMPATIBILITY)}"
@@ -93,7 +96,9 @@ class TensorRTOptions:
         if unknown:
             raise SpecError(f"unknown tactic source {unknown[0]!r}", f"use some of {', '.join(TACTIC_SOURCES)}")
         if len({source[0] in "+-" for source in sources}) > 1:
-            raise SpecError(f"tactic sources {', '.join(sources)} mix a set with changes", "give all of them a sign, or none")
+            raise SpecError(
+                f"tactic sources {', '.join(sources)} mix a set with changes", "give all of --tacticSources a sign, or none"
+            )
         if self.tiling is not None and self.tiling not in TILING:
             raise SpecError(f"tiling is {self.tiling!r}", f"use one of {', '.join(TILING)}")
         if self.precision_proof not in PRECISION_PROOFS:
