@@ -26,7 +26,7 @@ import numpy as np
 
 from gmf_edge.bench.device import device_state, state_notes
 from gmf_edge.bench.median import median_interval
-from gmf_edge.engines.protocol import Engine, FloatArray, Progress, silent
+from gmf_edge.engines.protocol import Engine, FloatArray, Progress, inference_of, silent
 from gmf_edge.errors import SpecError
 from gmf_edge.spec import BatchProfile
 
@@ -305,7 +305,7 @@ class _Timer:
 
     def _host_ms(self, engine: Engine, images: FloatArray) -> float:
         before = self.clock()
-        engine.infer(images)
+        inference_of(engine)(images)
         return (self.clock() - before) * 1000
 
     def _times_ms(self, engine: Engine, images: FloatArray, calls: int) -> list[float]:
