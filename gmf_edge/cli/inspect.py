@@ -61,5 +61,5 @@ def doctor(
     if not ready.verbs:
         if as_json:
             raise typer.Exit(EnvironmentProblem.exit_status)
-        what = next(found for found in reversed(findings) if found.state == "missing" and not found.optional)
-        raise EnvironmentProblem(f"{what.subject}: {what.detail}", what.remedy)
+        first = next(found for found in reversed(findings) if found.state == "missing" and not found.optional)
+        raise EnvironmentProblem(f"{first.subject}: {first.detail}", first.remedy)
