@@ -102,7 +102,9 @@ def _log() -> Progress:
             begun = now
         last = fraction
         if now - told >= LOG_EVERY_S:
-            left = f", {timedelta(seconds=int((now - begun) * (1 - fraction) / fraction))} left" if now > begun and fraction else ""
+            left = (
+                f", {timedelta(seconds=round((now - begun) * (1 - fraction) / fraction))} left" if now > begun and fraction else ""
+            )
             err.print(f"- {message}{left}", markup=False)
             told = now
 
@@ -242,7 +244,7 @@ def show_maps(maps: Mapping[str, Mapping[str, Any]]) -> None:
             for key, number in enumerate(numbers)
         ]
         table.add_row(name, *shown, f"{words_of_size(worst['image_size'])}, batch {worst['batch']}")
-    out.print(table)
+    show_table(table)
 
 
 def show_choice(choice: Mapping[str, Any]) -> None:
