@@ -15,7 +15,7 @@ from rich.table import Table
 
 from gmf_edge.cli.options import ScreenOptions
 from gmf_edge.engines.protocol import Progress, silent
-from gmf_edge.errors import AccuracyError
+from gmf_edge.errors import AccuracyError, RegressionError
 
 if TYPE_CHECKING:
     from gmf_edge.bundle import Bundle
@@ -30,6 +30,10 @@ WORST_LAYERS = 3
 
 class ResultOutsideGate(AccuracyError):
     """A result outside the gate that has been printed already."""
+
+
+class RegressionShown(RegressionError):
+    """A regression that has been printed already."""
 
 
 @contextmanager
@@ -128,23 +132,44 @@ def show_choice(choice: Mapping[str, Any]) -> None:
 def show_latency(values: Sequence[Mapping[str, Any]]) -> None:
     """Print a table of bench.Latency.to_json rows, and their notes."""
     on_gpu = any(value["gpu_compute"] for value in values)
-    largest = list(values[0]["percentiles_ms"])[-1]
-    columns = ("batch", *(("GPU ms",) if on_gpu else ()), "median ms", f"p{largest} ms", "images/s", "variation")
+    traced = any(value.get("enqueue") for value in values)
+    has_energy = any(value.get("energy") for value in values)
+    named = list(values[0]["percentiles_ms"])
+    columns = ["batch", *(["GPU ms"] if on_gpu else []), *(["enqueue", "H2D", "D2H"] if traced else [])]
+    columns += ["median ms", "mean", *(f"p{name}" for name in named), "known to", "images/s", *(["J/image"] if has_energy else [])]
     table = Table(*columns, box=None, pad_edge=False)
     for value in values:
-        gpu = value["gpu_compute"]
-        variation = (gpu or value)["variation"]
+        gpu, energy = value["gpu_compute"], value.get("energy")
+        known = (gpu or value).get("uncertainty")
         table.add_row(
             str(value["batch"]),
-            *((f"{gpu['median_ms']:.3f}",) if gpu else ()),
+            *([f"{gpu['median_ms']:.3f}"] if gpu else []),
+            *([f"{value[name]['median_ms']:.3f}" for name in ("enqueue", "h2d", "d2h")] if traced else []),
             f"{value['median_ms']:.3f}",
-            f"{list(value['percentiles_ms'].values())[-1]:.3f}",
+            f"{value['mean_ms']:.3f}",
+            *(f"{value['percentiles_ms'][name]:.3f}" for name in named),
+            ("?" if known is None else f"±{100 * known:.1f} %") + ("" if value["steady"] else " (unsteady)"),
             f"{value['throughput']:.1f}",
-            f"{100 * variation:.1f} %{'' if value['steady'] else ' (unsteady)'}",
+            *(["" if energy is None else f"{energy['joules_per_image']:.3f}"] if has_energy else []),
         )
     out.print(table)
+    for line in dict.fromkeys(mode_words(value["modes"]) for value in values if value.get("modes")):
+        out.print(line, markup=False)
     for note in dict.fromkeys(note for value in values for note in value["notes"]):
         out.print(f"note: {note}", markup=False)
+
+
+def mode_words(modes: Mapping[str, Any]) -> str:
+    """What was on and off, in one line."""
+    if modes["cuda_graph"] is None:
+        return "median, mean and percentiles: host latency, end to end; images/s: one inference at a time"
+    words = (
+        (name, modes[key]) for name, key in (("CUDA graph", "cuda_graph"), ("transfers", "transfers"), ("spin-wait", "spin_wait"))
+    )
+    return (
+        ", ".join(f"{name} {'on' if is_on else 'off'}" for name, is_on in words)
+        + f"; images/s: {modes['in_flight']} inferences in flight; median, mean and percentiles: host latency, end to end"
+    )
 
 
 def show_bundle(bundle: Bundle, layers: int) -> None:

@@ -9,6 +9,7 @@ build        the engine, and one with the plugin where that may be right and fas
 parity       an engine against the FP32 PyTorch logits that travel in the bundle
 verify bench prediction   what a deployed bundle is used for
              (pictures: what predict was given; captions: what it saves)
+difference   two of them, or two measurements, against each other; summary: what a measurement says of its bundle
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 from gmf_edge.artifact import new_folder
 from gmf_edge.bench.latency import measure_latency
 from gmf_edge.bundle import REPORT, Bundle, Manifest, open_bundle, seal
-from gmf_edge.deploy.bench import bench_bundle
+from gmf_edge.deploy.bench import BenchRequest, BenchResult, bench_bundle
 from gmf_edge.deploy.build import BuiltEngine, build_engines
 from gmf_edge.deploy.choice import engines_by_speed
+from gmf_edge.deploy.difference import Difference, Limits, compare
 from gmf_edge.deploy.engine import engine_request, open_engine
 from gmf_edge.deploy.parity import evaluation_images, gate_of, parity_of
 from gmf_edge.deploy.prediction import Prediction, predict
@@ -42,9 +44,14 @@ if TYPE_CHECKING:
     from gmf_edge.imageset import ImageSet
 
 __all__ = [
+    "BenchRequest",
+    "BenchResult",
+    "Difference",
+    "Limits",
     "Prediction",
     "Result",
     "bench_bundle",
+    "compare",
     "deploy_bundle",
     "deploy_in_place",
     "open_engine",

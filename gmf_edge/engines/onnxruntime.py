@@ -21,6 +21,7 @@ import numpy as np
 
 from gmf_edge.cpu import cpu_name, engine_threads
 from gmf_edge.engines.protocol import EngineFacts, EngineRequest, FloatArray, LayerRecord, Progress, silent
+from gmf_edge.engines.trace import LayerRuns
 from gmf_edge.errors import EngineError, EnvironmentProblem, SpecError
 from gmf_edge.spec import OPSET_NEW, BatchProfile
 
@@ -183,22 +184,32 @@ class OnnxRuntimeEngine:
         )
 
     def _profiled_layers(self) -> list[LayerRecord]:
+        # the first inference allocates; the second is the one that is read
+        return [
+            LayerRecord(name, events[-1]["args"]["op_name"], _precision_of(events[-1]["args"]), events[-1]["dur"] / 1000)
+            for name, events in self._kernel_events(2).items()
+        ]
+
+    def layer_runs(self, runs: int) -> list[LayerRuns]:
+        """Each kernel's times in `runs` inferences at the opt batch size, in execution order: see gmf_edge.engines.trace."""
+        return [
+            LayerRuns(name, tuple(event["dur"] / 1000 for event in events[1:]))
+            for name, events in self._kernel_events(1 + runs).items()
+        ]
+
+    def _kernel_events(self, runs: int) -> dict[str, list[Mapping[str, Any]]]:
+        """Kernel -> its entry in ONNX Runtime's profile of each of `runs` inferences, the first of which allocates."""
         with tempfile.TemporaryDirectory(prefix="gmf-edge-") as folder:
             session = self._new_session(os.path.join(folder, "profile"))
             images = np.zeros((self._profile.opt, *self._shape), np.float32)
-            # the first inference allocates; the second is the one that is read
-            for _ in range(2):
+            for _ in range(runs):
                 self._run(session, images)
             events = json.loads(Path(session.end_profiling()).read_text())
-        kernels: dict[str, Mapping[str, Any]] = {
-            event["name"].removesuffix("_kernel_time"): event
-            for event in events
-            if event.get("cat") == "Node" and "_kernel_time" in event["name"]
-        }
-        return [
-            LayerRecord(name, event["args"]["op_name"], _precision_of(event["args"]), event["dur"] / 1000)
-            for name, event in kernels.items()
-        ]
+        kernels: dict[str, list[Mapping[str, Any]]] = {}
+        for event in events:
+            if event.get("cat") == "Node" and "_kernel_time" in event["name"]:
+                kernels.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event)
+        return kernels
 
     def close(self) -> None:
         """Release the session."""

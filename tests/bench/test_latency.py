@@ -16,7 +16,8 @@ sys.path.append(str(Path(__file__).parent))
 from simulated import Clock, SimulatedEngine
 
 from gmf_edge.bench import latency
-from gmf_edge.bench.latency import measure_latency, percentile_of
+from gmf_edge.bench.latency import measure_latency
+from gmf_edge.bench.times import percentile_of
 from gmf_edge.engines.protocol import EngineFacts, FloatArray
 from gmf_edge.errors import SpecError
 

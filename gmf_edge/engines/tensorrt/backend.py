@@ -7,7 +7,6 @@ and only a proved engine is written. Nothing is imported before it is needed: th
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from gmf_edge.engines.protocol import EngineFacts, EngineRequest, LayerRecord, P
 from gmf_edge.engines.tensorrt.build import build_engine
 from gmf_edge.engines.tensorrt.config import BuildJob
 from gmf_edge.engines.tensorrt.cuda import Device, available_memory_mib
-from gmf_edge.engines.tensorrt.inspect import LayerTimes, layer_records, read_inspector_json
+from gmf_edge.engines.tensorrt.inspect import layer_records, read_inspector_json
 from gmf_edge.engines.tensorrt.load import deserialize
 from gmf_edge.engines.tensorrt.log import BuildLog
 from gmf_edge.engines.tensorrt.options import TensorRTOptions
@@ -317,24 +316,6 @@ def inspect_engine(path: Path) -> dict[str, Any]:
     except GmfEdgeError as error:
         told["why_not_opened"] = str(error)
     return told
-
-
-def trtexec_files(inspector_json: str, times: LayerTimes, runs: int) -> tuple[str, str]:
-    """(layers_*.json, profile_*.json) as trtexec exports them, for NVIDIA's viewers."""
-    total = sum(ms for _, ms in times)
-    profile: list[dict[str, Any]] = [{"count": runs}]
-    for name, average in times:
-        profile.append(
-            {
-                "name": name,
-                "timeMs": average * runs,
-                "averageMs": average,
-                "medianMs": average,
-                "percentage": 100 * average / total if total else 0.0,
-            }
-        )
-    # names may hold control characters
-    return json.dumps(json.loads(inspector_json, strict=False), indent=1), json.dumps(profile, indent=1)
 
 
 def require_polygraphy(version: TensorRTVersion) -> None:

@@ -31,6 +31,7 @@ class BuildJob:
         options: see TensorRTOptions.
         fp32_islands: ONNX node names that must stay FP32, beside what the graph's casts say.
         timing_cache: file to read measured kernel times from and to add new ones to, or None.
+        as_trtexec: build as trtexec does by itself: TF32 on, and no layer is pinned to FP32.
     """
 
     graph: Path
@@ -41,6 +42,7 @@ class BuildJob:
     options: TensorRTOptions
     fp32_islands: tuple[str, ...] = ()
     timing_cache: Path | None = None
+    as_trtexec: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def builder_config(
     # only what was asked for: Polygraphy's defaults know what each version lacks
     wanted: dict[str, Any] = {
         "profiles": [Profile().add(INPUT_NAME, **shapes)],
-        "tf32": False,
+        "tf32": job.as_trtexec,
         "memory_pool_limits": {trt.MemoryPoolType.WORKSPACE: attempt.workspace_mib << 20},
         # without the details nobody can prove which precision runs
         "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,

@@ -189,10 +189,10 @@ class Lane:
         Raises:
             EngineError: CUDA or TensorRT refuses it.
         """
-        with self._settled():
+        with self.settled():
             batch = self._copy_in_new(images)
-            self._compute(batch)
-            self._copy_out(batch)
+            self.compute(batch)
+            self.copy_out(batch)
             self._in_flight = InFlight(batch)
         return self._in_flight
 
@@ -211,7 +211,7 @@ class Lane:
             started.logits = self.host_logits.array[: started.batch].astype(np.float32)
 
     @contextmanager
-    def _settled(self) -> Iterator[None]:
+    def settled(self) -> Iterator[None]:
         """Where something fails or is interrupted halfway, wait: the next call may write the pinned buffers at once."""
         try:
             yield
@@ -224,45 +224,52 @@ class Lane:
         """Put images into the pinned buffer, in the engine's input type, and enqueue their copy; their number."""
         self.collect()
         np.copyto(self.host_images.array[: len(images)], images, casting="same_kind")
-        self._copy_in(len(images))
+        self.copy_in(len(images))
         return len(images)
 
-    def _copy_in(self, batch: int) -> None:
+    def copy_in(self, batch: int) -> None:
+        """Enqueue the copy of the pinned buffer's first images to the GPU."""
         self.stream.copy_to_device(self.device_images.pointer, self.host_images.pointer, batch * self.io.image_bytes)
 
-    def _compute(self, batch: int) -> None:
+    def compute(self, batch: int) -> None:
+        """Enqueue the engine on the lane's own buffers."""
         self.run(batch, self.device_images.pointer, self.device_logits.pointer)
 
-    def _copy_out(self, batch: int) -> None:
+    def copy_out(self, batch: int) -> None:
+        """Enqueue the copy of the logits into the pinned buffer."""
         self.stream.copy_to_host(self.host_logits.pointer, self.device_logits.pointer, batch * self.io.logit_bytes)
 
     # times
 
     def timed(self, images: FloatArray, transfers: bool) -> StepTimes:
         """The steps of one inference, behind another one that keeps the GPU busy while they are enqueued."""
-        with self._settled():
+        with self.settled():
             batch = self._copy_in_new(images)
             self._capture_first(batch)
-            steps: list[Callable[[], None]] = [lambda: None, lambda: self._compute(batch), lambda: None]
+            steps: list[Callable[[], None]] = [lambda: None, lambda: self.compute(batch), lambda: None]
             if transfers:
-                steps[0], steps[2] = lambda: self._copy_in(batch), lambda: self._copy_out(batch)
+                steps[0], steps[2] = lambda: self.copy_in(batch), lambda: self.copy_out(batch)
             enqueue_ms, (h2d, compute, d2h) = self._gpu_times(steps, lead_in=steps)
         return StepTimes(enqueue_ms, h2d, compute, d2h)
 
     def compute_times(self, images: FloatArray, count: int) -> NDArray[np.float64]:
         """GPU time in ms of each of `count` inferences, enqueued one after the other on the same images."""
         times: list[float] = []
-        with self._settled():
+        with self.settled():
             batch = self._copy_in_new(images)
             self._capture_first(batch)
             while len(times) < count:
-                steps: list[Callable[[], None]] = [lambda: self._compute(batch)] * min(BURST, count - len(times))
+                steps: list[Callable[[], None]] = [lambda: self.compute(batch)] * min(BURST, count - len(times))
                 times += self._gpu_times(steps, lead_in=steps[:1])[1]
         return np.array(times, np.float64)
 
+    def prepare(self, images: FloatArray) -> None:
+        """Images of a batch onto the GPU, and one inference that loads kernels and captures the graph, waited for."""
+        self._capture_first(self._copy_in_new(images))
+
     def _capture_first(self, batch: int) -> None:
         """Loading kernels and capturing are no part of an inference's time."""
-        self._compute(batch)
+        self.compute(batch)
         self.stream.synchronize()
 
     def _gpu_times(self, steps: Sequence[Callable[[], None]], lead_in: Sequence[Callable[[], None]]) -> tuple[float, list[float]]:

@@ -32,7 +32,9 @@ from gmf_edge.engines.tensorrt.load import refit
 from gmf_edge.engines.tensorrt.log import BuildLog
 from gmf_edge.engines.tensorrt.options import INPUT_NAME
 from gmf_edge.engines.tensorrt.tensors import EngineIO
+from gmf_edge.engines.tensorrt.trace import trace_lanes
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
+from gmf_edge.engines.trace import LayerRuns, Traced, TracePlan
 from gmf_edge.errors import EngineError
 from gmf_edge.spec import BatchProfile
 
@@ -206,6 +208,18 @@ class TensorRTEngine:
         self.io.batch_of(images.shape)
         return self._lanes[0].compute_times(images, count)
 
+    @in_its_context
+    def trace(self, images: FloatArray, plan: TracePlan) -> Traced:
+        """Inferences back to back, with the time of each step of each: see gmf_edge.engines.trace.
+
+        Raises:
+            EngineError: as infer, or the engine was opened with fewer streams than the plan's.
+        """
+        self.io.batch_of(images.shape)
+        if plan.streams > len(self._lanes):
+            raise EngineError(f"{plan.streams} streams of an engine that has {len(self._lanes)}", "open it with as many streams")
+        return trace_lanes(self._lanes[: plan.streams], images, plan)
+
     @property
     def memory_mib(self) -> dict[str, float]:
         """GPU memory in MiB of all its streams together: activations, and buffers of images and logits; and how many streams.
@@ -241,9 +255,13 @@ class TensorRTEngine:
         context.set_input_shape(INPUT_NAME, (self.io.profile.opt, *self.io.image_shape))
         return inspector_json(self._engine, context)
 
-    @in_its_context
     def layer_times_ms(self, runs: int = 10) -> LayerTimes:
-        """(name, mean milliseconds) of each layer at the opt batch size in execution order, by TensorRT's profiler, without CUDA graphs.
+        """(name, mean milliseconds) of each layer at the opt batch size in execution order: see layer_runs."""
+        return [(layer.name, sum(layer.times_ms) / runs) for layer in self.layer_runs(runs)]
+
+    @in_its_context
+    def layer_runs(self, runs: int) -> list[LayerRuns]:
+        """Each layer's times at the opt batch size in execution order, by TensorRT's profiler, without CUDA graphs.
 
         The profiler makes each layer wait for the one before: the sum is above the latency of an unprofiled run.
         """
@@ -263,7 +281,7 @@ class TensorRTEngine:
             run()
             profiled.append(list(reports))
             reports.clear()
-        return mean_times(profiled)
+        return runs_by_layer(profiled)
 
     def close(self) -> None:
         """Wait for what is in flight and release the memory; further calls raise EngineError."""
@@ -308,16 +326,18 @@ def layer_profiler() -> tuple[list[tuple[str, float]], trt.IProfiler]:
     return reports, Profiler()
 
 
-def mean_times(runs: Sequence[Sequence[tuple[str, float]]]) -> LayerTimes:
-    """Mean of each layer over the runs, in the order of the first; the n-th report of a name is one layer."""
-    totals: dict[tuple[str, int], float] = {}
+def runs_by_layer(runs: Sequence[Sequence[tuple[str, float]]]) -> list[LayerRuns]:
+    """(layer name, milliseconds) as reported in each run -> each layer's times, in the order of the first run.
+
+    The n-th report of a name is one layer.
+    """
+    times: dict[tuple[str, int], list[float]] = {}
     for run in runs:
         seen: Counter[str] = Counter()
         for name, ms in run:
-            key = (name, seen[name])
-            totals[key] = totals.get(key, 0.0) + ms
+            times.setdefault((name, seen[name]), []).append(ms)
             seen[name] += 1
-    return [(name, total / len(runs)) for (name, _), total in totals.items()]
+    return [LayerRuns(name, tuple(found)) for (name, _), found in times.items()]
 
 
 def inspector_json(engine: trt.ICudaEngine, context: trt.IExecutionContext) -> str:
