@@ -5,7 +5,7 @@ Results and the last line (PASSED or FAILED and why) go to standard output, prog
 
 options    every option that several verbs share, once
 screen     what is printed
-prepare deploy bench inspect kernels   the verbs (bench_screen: what bench and compare print)
+prepare deploy bench report inspect kernels   the verbs (bench_screen: what bench and compare print)
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from gmf_edge.cli.grouped import grouped
 from gmf_edge.cli.inspect import doctor, inspect
 from gmf_edge.cli.kernels import compile_kernels
 from gmf_edge.cli.prepare import build, calibrate, export
+from gmf_edge.cli.report import report
 from gmf_edge.cli.screen import RegressionShown, ResultOutsideGate, err, out, print_json
 from gmf_edge.errors import GmfEdgeError, SpecError
 
@@ -49,6 +50,7 @@ for verb, settings in (
     (predict, None),
     (bench, None),
     (compare, None),
+    (report, None),
     (inspect, None),
     (doctor, None),
 ):

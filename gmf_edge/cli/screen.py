@@ -99,6 +99,8 @@ def show_report(report: Mapping[str, Any]) -> None:
         out.print(f"asked for {report['precision']}; computed in: {shares} (share of the weighted layers' time)", markup=False)
     for note in engine["notes"]:
         out.print(f"note: {note}", markup=False)
+    for note in report.get("notes", ()):
+        out.print(f"note: {note}", markup=False)
     parity = report["parity"]
     for flip in parity["flips"][:5]:
         out.print(f"flipped: {flip['image']}: {flip['reference']} -> {flip['engine']}", markup=False)

@@ -49,11 +49,20 @@ PASSES = (
 
 @dataclass(frozen=True)
 class PassRecord:
-    """What one pass did: how often it fired, and the largest logit difference over the largest logit after it (0 where it did not)."""
+    """What one pass did.
+
+    Attributes:
+        name: of the pass.
+        fired: how often.
+        relative_error: largest logit difference over the largest logit after it; 0 where it did not fire.
+        nodes_before, nodes_after: of the graph, constants not counted.
+    """
 
     name: str
     fired: int
     relative_error: float
+    nodes_before: int
+    nodes_after: int
 
 
 def rewrite_onnx(plain: Path, out: Path) -> list[PassRecord]:
@@ -75,6 +84,7 @@ def rewrite_onnx(plain: Path, out: Path) -> list[PassRecord]:
     expected = _logits(graph, images)
     records = []
     for step in PASSES:
+        nodes_before = len(graph.graph)
         fired = int(step.rule.apply_to_model(graph))
         if step.expected is not None and fired != step.expected(blocks):
             raise RewriteError(
@@ -89,7 +99,8 @@ def rewrite_onnx(plain: Path, out: Path) -> list[PassRecord]:
         ):
             clean(graph)
         _add_body(graph)
-        records.append(PassRecord(step.name, fired, _prove(graph, images, expected, step.name) if fired else 0.0))
+        error = _prove(graph, images, expected, step.name) if fired else 0.0
+        records.append(PassRecord(step.name, fired, error, nodes_before, len(graph.graph)))
     _type_values(graph)
     onnx_ir.save(graph, out)
     return records
