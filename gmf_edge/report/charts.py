@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from gmf_edge.report.figures import MINUS, figure, power_of_ten
 
 WIDTH, HEIGHT = 360, 230
-LEFT, RIGHT, TOP, BOTTOM = 46, 348, 14, 188
-BINS = 40
+LEFT, RIGHT, TOP, BOTTOM = 46, 340, 14, 188
+FEWEST_BINS, MOST_BINS = 8, 40
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ class Scale:
         """Round values."""
         if self.log:
             first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
-            step = max(1, math.ceil((last - first + 1) / most))
+            every = max(1, math.ceil((last - first + 1) / most))
             return tuple(
-                Tick(self.at(10.0**e), power_of_ten(e) if abs(e) > 2 else figure(10.0**e)) for e in range(first, last + 1, step)
+                Tick(self.at(10.0**e), power_of_ten(e) if abs(e) > 2 else f"{10.0**e:g}") for e in range(first, last + 1, every)
             )
         step = round_step((self.high - self.low) / most)
         values = [n * step for n in range(math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1)]
@@ -186,7 +186,7 @@ def error_histogram(errors: NDArray[Any], margins: NDArray[Any]) -> Chart | None
     both = np.concatenate([positive, needed_positive])
     low, high = 10.0 ** math.floor(math.log10(both.min())), 10.0 ** math.ceil(math.log10(both.max()) + 1e-9)
     x = x_scale(low, high, log=True)
-    edges = np.logspace(math.log10(low), math.log10(high), BINS + 1)
+    edges = np.logspace(math.log10(low), math.log10(high), MOST_BINS + 1)
     found = [np.histogram(values, edges)[0] for values in (positive, needed_positive)]
     y = y_scale(float(max(counts.max() for counts in found)) * 1.05)
     within = int((errors < needed.min()).sum()) if len(needed) else 0
@@ -221,7 +221,9 @@ def latency_histogram(times: NDArray[Any], batch: int, median: float, late: tupl
     low, high = _widened(float(times.min()), max(shown_high, median))
     low = max(low, 0.0)
     inside = times[times <= high]
-    counts, edges = np.histogram(inside, BINS, (low, high))
+    # about twice the square root of the number: few times need wide bars to show a shape
+    bins = min(max(round(2 * math.sqrt(len(inside))), FEWEST_BINS), MOST_BINS)
+    counts, edges = np.histogram(inside, bins, (low, high))
     x, y = x_scale(low, high), y_scale(float(counts.max()) * 1.15)
     beyond = len(times) - len(inside)
     return Chart(

@@ -180,12 +180,12 @@ def variable_of(flag: str) -> str:
 
 def arguments_of(request: Mapping[str, Any]) -> Iterator[str | tuple[str, str]]:
     """A record as arguments: strings as they are, and (flag, variable) where a file's place is the user's."""
-    for flag, value in request["options"].items():
+    for flag, value in sorted(request["options"].items()):
         if value is True:
             yield flag
         elif value is not False:
             for one in value if isinstance(value, list) else (value,):
                 yield flag
                 yield str(one)
-    for flag in request["files"]:
+    for flag in sorted(request["files"]):
         yield (flag, variable_of(flag))
