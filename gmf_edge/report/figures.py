@@ -19,12 +19,11 @@ def figure(value: float | None, digits: int = 3) -> str:
         return "not finite"
     if value == 0:
         return "0"
-    size = math.floor(math.log10(abs(value)))
+    # rounding may carry: 9.996e-5 has the digits 1.00e-4
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    size = int(exponent)
     if size < -3:
-        # rounding may carry: 9.996e-5 has the digits 1.00e-4
-        text = f"{value:.{digits - 1}e}"
-        mantissa, exponent = text.split("e")
-        return f"{mantissa} · {power_of_ten(int(exponent))}".replace("-", MINUS)
+        return f"{mantissa} · {power_of_ten(size)}".replace("-", MINUS)
     rounded = round(value, digits - 1 - size)
     decimals = max(0, digits - 1 - size)
     return f"{rounded:,.{decimals}f}".replace("-", MINUS)

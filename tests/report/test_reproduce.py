@@ -86,7 +86,10 @@ def test_names_of_files_are_data_for_the_shell(pico_export: Path, tmp_path: Path
     manifest = open_bundle(pico_export).manifest
     request = {
         "options": {"--precision": HOSTILE},
-        "files": {"--checkpoint": {"name": HOSTILE, "sha256": "a" * 64}, "--eval-data": {"name": HOSTILE, "images": 2, "seed": 0, "sha256": "b"}},
+        "files": {
+            "--checkpoint": {"name": HOSTILE, "sha256": "a" * 64},
+            "--eval-data": {"name": HOSTILE, "images": 2, "seed": 0, "sha256": "b"},
+        },
         "unspelled": {"option": HOSTILE},
         "source_sha256": "",
     }  # fmt: skip

@@ -28,7 +28,7 @@ def test_a_small_set_is_kept_whole() -> None:
 
 @pytest.mark.parametrize("classes", [2, 1000])
 def test_a_large_set_is_thinned_over_all_images(classes: int) -> None:
-    found, reference, engine = sampled(30_000 if classes == 2 else 3_000, classes, 512)
+    found, reference, _ = sampled(30_000 if classes == 2 else 3_000, classes, 512)
     assert len(found.reference) <= MOST_LOGITS
     assert found.largest.sum() == len(found.reference) // min(classes, LOGITS_PER_IMAGE)
     assert set(found.reference[found.largest].tolist()) <= set(reference.max(axis=1).tolist())
