@@ -22,7 +22,7 @@ import numpy as np
 
 from gmf_edge.bench.plain_model import PlainModel
 from gmf_edge.cpu import cpu_name, engine_threads
-from gmf_edge.engines.protocol import Engine, EngineFacts, FloatArray, Progress, silent
+from gmf_edge.engines.protocol import Engine, EngineFacts, FloatArray, LogitsOnly, Progress, silent
 from gmf_edge.errors import EngineError, EnvironmentProblem, SpecError
 from gmf_edge.spec import BatchProfile, Precision
 
@@ -100,7 +100,7 @@ def _cpu() -> str:
     return f"{cpu_name()}, {engine_threads().count} cores"
 
 
-class _CpuEngine:
+class _CpuEngine(LogitsOnly):
     """What the two CPU runtimes share: they have no GPU times, and are closed by forgetting them."""
 
     _run: Any

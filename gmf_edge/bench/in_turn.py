@@ -18,7 +18,7 @@ from typing import Any
 
 from gmf_edge.bench.median import median_interval
 from gmf_edge.bench.times import BOUND_CONFIDENCE, Times, quartiles
-from gmf_edge.engines.protocol import Engine, FloatArray, Progress, silent
+from gmf_edge.engines.protocol import Engine, FloatArray, Progress, inference_of, silent
 from gmf_edge.errors import SpecError
 
 
@@ -112,9 +112,9 @@ def time_in_turn(
     for name in names:
         progress(None, f"warming up {name} at batch {len(images)}")
         end = clock() + plan.warmup_s
-        engines[name].infer(images)
+        inference_of(engines[name])(images)
         while True:
-            engines[name].infer(images)
+            inference_of(engines[name])(images)
             if clock() >= end:
                 break
     on_gpu = all(engine.compute_times_ms(images, 1) is not None for engine in engines.values())
@@ -165,6 +165,6 @@ def _times_ms(engine: Engine, images: FloatArray, calls: int, on_gpu: bool, cloc
     times = []
     for _ in range(calls):
         before = clock()
-        engine.infer(images)
+        inference_of(engine)(images)
         times.append((clock() - before) * 1000)
     return times

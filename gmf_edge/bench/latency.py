@@ -26,7 +26,7 @@ from gmf_edge.bench.device import device_state, state_notes
 from gmf_edge.bench.energy import EnergyMeter
 from gmf_edge.bench.load import CpuLoad
 from gmf_edge.bench.times import PERCENTILES, Times
-from gmf_edge.engines.protocol import Engine, FloatArray
+from gmf_edge.engines.protocol import Engine, FloatArray, inference_of
 from gmf_edge.engines.trace import InferenceTrace, StreamingEngine, Traced, TracedEngine, TracePlan
 from gmf_edge.errors import SpecError
 
@@ -166,10 +166,11 @@ def measure_latency(
         EngineError: the engine refuses the batch.
     """
     plan = plan or BenchPlan(**settings)
+    infer = inference_of(engine)
     images = seeded_images(batch, image_size)
     end = time.perf_counter() + plan.warmup_ms / 1000
     while True:
-        engine.infer(images)
+        infer(images)
         if time.perf_counter() >= end:
             break
     on_gpu = engine.compute_times_ms(images, 1) is not None
@@ -308,18 +309,18 @@ def _threaded_throughput(engines: Sequence[Engine], images: FloatArray, plan: Be
     failures: list[BaseException] = []
 
     def work(number: int) -> None:
-        engine = engines[number]
+        infer = inference_of(engines[number])
         try:
             end = time.perf_counter() + plan.warmup_ms / 1000
             while True:
-                engine.infer(images)
+                infer(images)
                 if time.perf_counter() >= end:
                     break
             ready.wait()
             start = now = time.perf_counter()
             while now - start < plan.duration_s or len(ends[number]) < plan.iterations:
                 earlier = now
-                engine.infer(images)
+                infer(images)
                 now = time.perf_counter()
                 ends[number].append(now)
                 times_ms[number].append((now - earlier) * 1000)
@@ -362,10 +363,11 @@ def _host_times(engine: Engine, images: FloatArray, plan: BenchPlan) -> tuple[li
     """(when each inference began in ms, how long it took in ms, seconds of them all)."""
     starts: list[float] = []
     times_ms: list[float] = []
+    infer = inference_of(engine)
     start = now = time.perf_counter()
     while now - start < plan.duration_s or len(times_ms) < plan.iterations:
         earlier = now
-        engine.infer(images)
+        infer(images)
         now = time.perf_counter()
         starts.append((earlier - start) * 1000)
         times_ms.append((now - earlier) * 1000)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gmf_edge.cli.options import EngineOptions, EvalData, Folder, MaxDrop, RunOptions, ScreenOptions
+from gmf_edge.cli.options import EngineOptions, EvalData, Folder, MaxDrop, ResultOptions, RunOptions, ScreenOptions
 from gmf_edge.cli.predictions import MOST_CLASSES, prediction_json, show_predictions
 from gmf_edge.cli.screen import out, print_json, progress_shown, show_result
 from gmf_edge.errors import DataError, SpecError
@@ -17,7 +17,7 @@ def deploy(
     context: typer.Context,
     folder: Folder,
     engine: EngineOptions,
-    screen: ScreenOptions,
+    screen: ResultOptions,
     eval_data: EvalData = None,
     max_drop: MaxDrop = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write here.", show_default="into the bundle")] = None,
@@ -42,13 +42,13 @@ def deploy(
             out=output,
             progress=progress,
         )
-    show_result(result, screen.as_json)
+    show_result(result, screen, [f"gmf-edge predict {result.folder} PICTURE...", f"gmf-edge verify {result.folder}"])
 
 
 def verify(
     folder: Folder,
     engine: RunOptions,
-    screen: ScreenOptions,
+    screen: ResultOptions,
     eval_data: EvalData = None,
     max_drop: MaxDrop = None,
 ) -> None:
@@ -64,7 +64,7 @@ def verify(
             max_drop_points=max_drop,
             progress=progress,
         )
-    show_result(result, screen.as_json)
+    show_result(result, screen, written=False)
 
 
 def predict(

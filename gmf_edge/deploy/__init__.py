@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmf_edge.artifact import new_folder
-from gmf_edge.bench.latency import measure_latency
+from gmf_edge.bench.latency import Latency, measure_latency
 from gmf_edge.bench.load import machine_facts
 from gmf_edge.bundle import MEASUREMENTS, PAGE, REPORT, Bundle, Manifest, open_bundle
 from gmf_edge.deploy.bench import BenchRequest, BenchResult, bench_bundle
@@ -43,8 +43,9 @@ from gmf_edge.report import missing as missing_page
 from gmf_edge.report.commands import engine_request_of
 from gmf_edge.report.measurements import thinned
 from gmf_edge.report.thumbnails import thumbnails
-from gmf_edge.spec import Gate
+from gmf_edge.spec import Gate, MapGate, Task
 from gmf_edge.verify.judge import judge
+from gmf_edge.verify.parity import ParityReport
 from gmf_edge.verify.report import report_of, write_report
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def deploy_in_place(
     images: ImageSet | None,
     *,
     backend: str,
-    gate: Gate,
+    gate: Gate | MapGate,
     use_plugin: bool = True,
     options: Mapping[str, Any] | None = None,
     request: Mapping[str, Any] | None = None,
@@ -138,6 +139,9 @@ def deploy_in_place(
 
     `request` is report.commands.engine_request_of what was asked for; None for a build's.
     """
+    if bundle.manifest.model.task is Task.FEATURES:
+        # the golden images were taken from them, and are what a backbone is proved on
+        images = None
     backends, why = backends_in_question(backend)
     progress(None, f"backend: {why}")
     asked = request or engine_request_of("build", use_plugin=use_plugin, options=options or {})
@@ -181,22 +185,23 @@ def deploy_in_place(
 
 
 def _report(
-    built: BuiltEngine, why: str, bundle: Bundle, images: ImageSet | None, gate: Gate, progress: Progress
+    built: BuiltEngine, why: str, bundle: Bundle, images: ImageSet | None, gate: Gate | MapGate, progress: Progress
 ) -> tuple[dict[str, Any], Measurements]:
     """Open an engine, prove it, measure it: the content of report.json, and what its figures are drawn from."""
     with built.backend.open(built.request, built.folder, built.files) as engine:
         parity = parity_of(engine, bundle, images, progress)
         progress(None, "measuring latency")
-        latencies = [
-            measure_latency(engine, batch, bundle.manifest.model.image_size, duration_s=BUILD_DURATION_S)
-            for batch in bundle.manifest.profile.sizes
-        ]
+        latencies: list[Latency] = []
+        sizes = bundle.manifest.profile.sizes
+        for batch in sizes:
+            latencies.append(measure_latency(engine, batch, bundle.manifest.model.image_size, duration_s=BUILD_DURATION_S))
+            progress(len(latencies) / len(sizes), "measuring latency")
         passed, reason = judge(parity, gate, bundle.manifest.weights.trained)
         report = report_of(
             bundle.manifest, engine.facts, why, parity, gate, passed, reason, [latency.to_json() for latency in latencies]
         )
         times = {latency.batch: thinned([trace.compute_ms for trace in latency.traces]) for latency in latencies}
-        return report, Measurements(parity.samples, times)
+        return report, Measurements(parity.samples if isinstance(parity, ParityReport) else None, times)
 
 
 def _page_notes(progress: Progress) -> list[str]:

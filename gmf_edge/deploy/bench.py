@@ -29,6 +29,7 @@ from gmf_edge.engines.choose import choose_backend
 from gmf_edge.engines.protocol import Engine, EngineFacts, Progress, silent
 from gmf_edge.engines.trace import InspectedEngine, LayerRuns, ProfiledEngine
 from gmf_edge.errors import CheckpointError, GmfEdgeError, SpecError
+from gmf_edge.spec import Task
 from gmf_edge.verify.judge import judge
 
 KIND, SCHEMA = "gmf-edge bench", 1
@@ -192,6 +193,11 @@ def bench_bundle(folder: Path, request: BenchRequest | None = None, *, progress:
     if request.export_times is not None and len(batches) != 1:
         raise SpecError("the times of several batch sizes do not go into one file", "give one --batch with --exportTimes")
     size = bundle.manifest.model.image_size
+    if bundle.manifest.model.task is Task.FEATURES and (request.against or request.streams > 1):
+        raise SpecError(
+            "a backbone is benched by itself, one inference at a time",
+            "leave out --against and --streams: both are about classifiers",
+        )
     with ExitStack() as stack:
         engine = _opened(bundle, request, stack, progress)
         latencies = []

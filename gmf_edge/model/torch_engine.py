@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gmf_edge.engines.protocol import EngineFacts, FloatArray
+from gmf_edge.engines.protocol import EngineFacts, FloatArray, LogitsOnly
 from gmf_edge.errors import EngineError, EnvironmentProblem
 from gmf_edge.model.groupmixformer import GroupMixFormer
 
 
-class TorchEngine:
+class TorchEngine(LogitsOnly):
     """A model behind gmf_edge.engines.protocol.Engine.
 
     Args:

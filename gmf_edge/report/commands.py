@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from gmf_edge.artifact import sha256_of, source_digest
 from gmf_edge.engines.tensorrt.options import TILING
-from gmf_edge.spec import BuildSpec
+from gmf_edge.sizes import words_of_size
+from gmf_edge.spec import BuildSpec, Task
 from gmf_edge.weights import WeightsOrigin
 
 Request = dict[str, Any]
@@ -26,7 +28,7 @@ CHECKPOINT, EVAL_DATA, CALIBRATION_DATA, RECIPE = "--checkpoint", "--eval-data",
 # every other field's flag is its name
 _FLAGS = {"max_drop_points": "--max-drop", "plugin_archs": "--plugin-arch"}
 # settled together with another field
-_TOGETHER = ("precision", "auto", "profile", "image_size")
+_TOGETHER = ("precision", "auto", "profile", "image_size", "sizes")
 _ENGINE_FLAGS = {
     "threads": "--threads",
     "device": "--device",
@@ -65,9 +67,14 @@ def request_of(
     """
     options: dict[str, Any] = {"--precision": "auto" if spec.auto else spec.precision.value}
     files: dict[str, Any] = {}
-    if spec.image_size is not None:
-        options["--image-size"] = "x".join(map(str, spec.image_size))
-    if spec.profile != type(spec.profile)():
+    image_size = spec.image_size
+    if spec.sizes is not None:
+        options["--dynamic-size"] = f"{words_of_size(spec.sizes.min)}..{words_of_size(spec.sizes.max)}"
+        image_size = spec.sizes.opt
+    if image_size is not None:
+        options["--image-size"] = words_of_size(image_size)
+    # a backbone's largest batch has another default on the command line
+    if spec.profile != type(spec.profile)() or spec.task is Task.FEATURES:
         options |= {f"--{name}-batch": getattr(spec.profile, name) for name in ("min", "opt", "max")}
     for field in fields(spec):
         value = getattr(spec, field.name)
@@ -79,7 +86,7 @@ def request_of(
         elif isinstance(value, Path) or flag == RECIPE:
             files[flag] = _file(flag, Path(value), spec, weights, evaluation, calibration)
         else:
-            options[flag] = list(value) if isinstance(value, tuple) else value
+            options[flag] = list(value) if isinstance(value, tuple) else value.value if isinstance(value, Enum) else value
     return {"options": options, "files": files, "unspelled": {}, "source_sha256": source_digest()}
 
 

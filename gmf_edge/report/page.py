@@ -52,6 +52,7 @@ def report_page(manifest: Manifest, report: Mapping[str, Any], found: Measuremen
         version=__version__,
         style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
         summary=sections.summary(manifest, report),
+        maps=sections.maps(report),
         accuracy=sections.accuracy(report, found),
         latency=sections.latency(report, found),
         engines=sections.engines(report, bench),

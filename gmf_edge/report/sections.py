@@ -32,8 +32,13 @@ def summary(manifest: Manifest, report: Report) -> dict[str, Any]:
     tiles: list[tuple[str, str, str]] = []
     if parity["top1_change_points"] is not None:
         tiles.append(("Top-1", f"{parity['engine_top1']:.2f} %", f"FP32 PyTorch {parity['reference_top1']:.2f} %"))
-    flips = len(parity["flips"])
-    tiles.append(("Same class as FP32 PyTorch", percent(parity["agreement"]), f"{flips:,} of {parity['images']:,} images differ"))
+    if parity.get("maps"):
+        tiles.append(("Largest error of a map", figure(parity["relative_l2"]), "relative L2, against FP32 PyTorch"))
+    else:
+        flips = len(parity["flips"])
+        tiles.append(
+            ("Same class as FP32 PyTorch", percent(parity["agreement"]), f"{flips:,} of {parity['images']:,} images differ")
+        )
     if latency:
         tiles.append(
             (
@@ -56,9 +61,31 @@ def summary(manifest: Manifest, report: Report) -> dict[str, Any]:
     }
 
 
-def accuracy(report: Report, found: Measurements) -> dict[str, Any]:
-    """Accuracy with its interval, flipped images, and how far the numbers are apart."""
+def maps(report: Report) -> dict[str, Any] | None:
+    """Of a backbone: each of its maps at each image size and batch size."""
     parity, gate = report["parity"], report["gate"]
+    if not parity.get("maps"):
+        return None
+    rows = [
+        {
+            "name": row["name"],
+            "size": "x".join(map(str, row["image_size"])),
+            "batch": row["batch"],
+            "relative_l2": figure(row["relative_l2"]),
+            "cosine": _cosine(row["cosine"]),
+            "error": figure(row["max_abs_error"]),
+            "largest": figure(row["largest"]),
+        }
+        for row in parity["proofs"]
+    ]
+    return {"images": parity["images"], "rows": rows, "limit": f"{gate['max_relative_l2']:g}", "cosine": f"{gate['min_cosine']:g}"}
+
+
+def accuracy(report: Report, found: Measurements) -> dict[str, Any] | None:
+    """Accuracy with its interval, flipped images, and how far the numbers are apart; None of a backbone."""
+    parity, gate = report["parity"], report["gate"]
+    if parity.get("maps"):
+        return None
     rows: list[tuple[str, str, str]] = []
     if parity["top1_change_points"] is not None:
         low, high = parity["interval_95"]
@@ -208,8 +235,7 @@ def _precisions(report: Report) -> dict[str, Any] | None:
     rows = []
     for side, role in ((report, "delivered"), (other, "not delivered")):
         timed = next(iter(side["latency"].values()), None)
-        change = side["parity"]["top1_change_points"]
-        words = f"top-1 {points(change)} points" if change is not None else f"agreement {percent(side['parity']['agreement'])}"
+        words = _parity_words(side["parity"])
         median = None if timed is None else _decisive(timed)["median_ms"]
         rows.append(_row(side["precision"].upper(), words, side["reason"], side["passed"], median, role))
     # the delivered side's own verdict is in the comparison's reason already
@@ -238,8 +264,7 @@ def _baselines(bench: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         for name, part in timed["engines"].items():
             engine = found["engines"][name]
             accuracy = engine["accuracy"]
-            change = accuracy["top1_change_points"]
-            words = f"top-1 {points(change)} points" if change is not None else f"agreement {percent(accuracy['agreement'])}"
+            words = _parity_words(accuracy)
             ratio = (
                 f"{part['ratio']:.2f} times ours ({part['ratio_low']:.2f} to {part['ratio_high']:.2f})"
                 if part["ratio"] != 1
@@ -265,6 +290,15 @@ def _baselines(bench: Mapping[str, Any] | None) -> list[dict[str, Any]]:
             )
         )
     return tables
+
+
+def _parity_words(parity: Mapping[str, Any]) -> str:
+    """How right an engine is, in a few words."""
+    if parity.get("top1_change_points") is not None:
+        return f"top-1 {points(parity['top1_change_points'])} points"
+    if parity.get("agreement") is not None:
+        return f"agreement {percent(parity['agreement'])}"
+    return f"relative L2 error {figure(parity.get('relative_l2'))}"
 
 
 def _row(name: str, detail: str, words: str, right: bool, median_ms: float | None, role: str) -> dict[str, Any]:

@@ -83,8 +83,10 @@ def test_build_with_defaults_passes_and_shows_real_accuracy(gmf: Run, pico_fp16:
     assert ended.status == 0, ended
     assert ended.last_line.startswith("PASSED: top-1 99.")
     assert "0 of 360 images flipped" in ended.last_line
-    assert "right at batch 1, 8" in ended.last_line
+    assert "tried at batch 1, 8" in ended.out
     assert "asked for fp16; computed in: " in ended.out
+    assert f"where      {tmp_path / 'pico'}" in ended.out
+    assert f"next       gmf-edge predict {tmp_path / 'pico'} PICTURE..." in ended.out
     assert sorted(os.listdir(tmp_path)) == ["pico"]
     assert sorted(os.listdir(tmp_path / "pico")) == sorted(os.listdir(pico_fp16))
 
@@ -254,8 +256,37 @@ def test_doctor_says_what_is_here_and_what_to_do_about_what_is_not(gmf: Run) -> 
     assert ended.status == 0
     for subject in ("gmf-edge", "numpy", "onnxruntime", "torch", "memory", "cache", "TensorRT", "backend"):
         assert any(f" {subject}: " in line for line in ended.out.splitlines()), subject
+    # a machine without a GPU is ready all the same, and nothing that it lacks is called missing
+    assert ended.last_line.startswith("ready for build, export, calibrate, deploy, verify, predict, bench, with onnxruntime")
+    assert not [line for line in ended.out.splitlines() if line.startswith("missing")]
+    assert [line for line in ended.out.splitlines() if line.startswith("optional")]
     findings = json.loads(gmf("doctor", "--json").out)
     assert all(finding["remedy"] for finding in findings if finding["state"] == "missing")
+
+
+def test_doctor_has_status_4_where_no_engine_can_run(gmf: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gmf_edge.engines.onnxruntime.OnnxRuntimeBackend.missing", lambda self: "onnxruntime is not installed")
+    monkeypatch.setattr("gmf_edge.engines.openvino.backend.OpenVinoBackend.missing", lambda self: "openvino is not installed")
+    ended = gmf("doctor")
+    one_clear_error(ended, 4, "backend: no backend can be used", "onnxruntime is not installed")
+    assert "ready for build" not in ended.out.replace("not ready for build", "")
+    assert [line for line in ended.out.splitlines() if line.startswith("missing") and "backend" in line]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("biuld",), "Did you mean 'build'?"),
+        (("verify", "x", "--quite"), "--quiet"),
+        (("build", "--presicion", "fp16"), "did you mean --precision?"),
+        (("deploy", "x", "--bakend=openvino"), "did you mean --backend?"),
+        (("build", "--precision", "fp8"), "see 'gmf-edge build --help'"),
+    ],
+)
+def test_a_slip_of_the_pen_is_told_what_was_meant(gmf: Run, arguments: tuple[str, ...], words: str) -> None:
+    ended = gmf(*arguments)
+    one_clear_error(ended, 2)
+    assert words in ended.err
 
 
 def test_the_version_is_printed(gmf: Run) -> None:
@@ -416,6 +447,8 @@ def test_a_request_that_cannot_be_meant_has_status_2(
     monkeypatch.chdir(tmp_path)
     ended = gmf(*arguments)
     one_clear_error(ended, 2, *words)
+    # the option to change is named, by its spelling on the command line
+    assert len(arguments) < 3 or arguments[1] in ended.err
     assert listing(tmp_path) == []
 
 

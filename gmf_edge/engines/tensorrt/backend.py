@@ -77,8 +77,10 @@ class TensorRTBackend:
             EnvironmentProblem: TensorRT cannot be used here.
         """
         # CUDA first: TensorRT 8.6 crashes the process where there is no driver
-        Device.here()
-        return choose_graph(request, TensorRTVersion.here(), TensorRTOptions.of(request.options))[0]
+        device = Device.here()
+        version = TensorRTVersion.here()
+        require_bf16(request.precision, version, device)
+        return choose_graph(request, version, TensorRTOptions.of(request.options))[0]
 
     def build(self, request: EngineRequest, out: Path, progress: Progress = silent) -> tuple[str, ...]:
         """Build, prove and write engine.plan, engine.plan.json and engine.plan.layers.json into the folder `out`.
@@ -93,6 +95,7 @@ class TensorRTBackend:
         device = Device.here()
         version = TensorRTVersion.here()
         require_polygraphy(version)
+        require_bf16(request.precision, version, device)
         options = TensorRTOptions.of(request.options)
         options.check(version, request.profile, device)
         form, graph, notes = choose_graph(request, version, options)
@@ -108,6 +111,7 @@ class TensorRTBackend:
             options=options,
             fp32_islands=request.fp32_islands,
             timing_cache=timing_cache_path(options, device, version),
+            sizes=request.sizes,
         )
         built = build_engine(job, available_memory_mib(device), progress)
 
@@ -237,7 +241,7 @@ def choose_graph(request: EngineRequest, version: TensorRTVersion, options: Tens
     Raises:
         EngineError: the bundle has no graph for this version, or no plugin graph for the library that was given.
     """
-    opset = version.target.opset
+    opset = version.target.opset_for(request.precision)
     has_plugin_graph = ("plugin", opset) in request.graphs.files
     why = f"TensorRT {version.text} is {version.target.name}: opset {opset}, {version.target.typing}ly typed"
     if options.plugin_library is not None:
@@ -257,6 +261,25 @@ def choose_graph(request: EngineRequest, version: TensorRTVersion, options: Tens
         )
     reason = "no plugin library was given" if request.use_plugin else "plugins were turned off"
     return "portable", request.graphs.path("portable", opset), (f"{why}; portable graph, because {reason}",)
+
+
+def require_bf16(precision: Precision, version: TensorRTVersion, device: Device) -> None:
+    """Refuse BF16 where TensorRT or the GPU has none.
+
+    Raises:
+        EnvironmentProblem: TensorRT 8.6, or a GPU older than Ampere.
+    """
+    if precision is not Precision.BF16:
+        return
+    remedy = "build the bundle with --precision fp16"
+    if not version.target.has_bf16:
+        raise EnvironmentProblem(
+            f"TensorRT {version.text} has no BF16: it came with TensorRT 9 and 10", f"{remedy}, or use TensorRT 10 or newer"
+        )
+    if int(device.compute_capability.partition(".")[0]) < 8:
+        raise EnvironmentProblem(
+            f"{device.name} ({device.architecture}) has no BF16 arithmetic: Ampere (sm_80) has the first", remedy
+        )
 
 
 def timing_cache_path(options: TensorRTOptions, device: Device, version: TensorRTVersion) -> Path | None:
