@@ -12,7 +12,10 @@ onnxruntime.onnx         FP32, INT8 and BF16: standard ops as ONNX Runtime has k
                          INT8 Linears as Gemm and all else FP32, or BF16 storage round FP32 arithmetic
 ranges.json              INT8 only: the activations' ranges with their provenance
 labels.txt               a class name a line; a backbone has none
+reproduce.sh             the commands, versions and digests that make it again
 report.json              after deploy: parity, gate, engine, latency
+measurements.npz         after deploy: what the figures of report.html are drawn from, thumbnails of flipped images among it
+report.html              after deploy, where Jinja2 is installed: all of it on one page
 engine.*                 after deploy, with TensorRT: the engine and its sidecar
 
 Torch-free and onnx-free, as everything on the device.
@@ -20,13 +23,14 @@ Torch-free and onnx-free, as everything on the device.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gmf_edge.artifact import digest_of, read_json, sha256_of
+from gmf_edge.artifact import digest_of, read_json, sha256_of, write_atomically
 from gmf_edge.engines.protocol import Graphs
 from gmf_edge.errors import BundleError, GmfEdgeError
 from gmf_edge.image import Preprocess
@@ -35,7 +39,7 @@ from gmf_edge.weights import WeightsOrigin
 
 SCHEMA = 1
 MANIFEST, REPORT, GOLDEN, REFERENCE, LABELS = "manifest.json", "report.json", "golden.npz", "reference.npz", "labels.txt"
-RANGES = "ranges.json"
+RANGES, MEASUREMENTS, PAGE, REPRODUCE = "ranges.json", "measurements.npz", "report.html", "reproduce.sh"
 _SELF = "manifest_sha256"
 _REBUILD = "build or export it again"
 
@@ -61,6 +65,8 @@ class Manifest:
         versions: of gmf-edge and of the libraries that made it.
         engine_files: what deploy added, the engine first.
         evaluation: where the evaluation images came from (address and digest), or None.
+        request: what the user asked for, with digests of the files that were given: report.commands.request_of; empty where
+            the bundle was made otherwise.
         files: file name -> {"sha256", "bytes"} of every file but the manifest.
     """
 
@@ -79,6 +85,7 @@ class Manifest:
     engine_files: tuple[str, ...] = ()
     evaluation: Mapping[str, Any] | None = None
     class_ids: tuple[str, ...] = ()
+    request: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     sizes: SizeRange | None = None
 
@@ -102,6 +109,7 @@ class Manifest:
             "versions": dict(self.versions),
             "engine_files": list(self.engine_files),
             "evaluation": None if self.evaluation is None else dict(self.evaluation),
+            "request": dict(self.request),
             "files": {name: dict(entry) for name, entry in sorted(self.files.items())},
         }
 
@@ -126,6 +134,7 @@ class Manifest:
             versions=dict(values["versions"]),
             engine_files=tuple(values["engine_files"]),
             evaluation=values["evaluation"],
+            request=dict(values["request"]),
             files=dict(values["files"]),
             sizes=SizeRange.from_json(values.get("sizes")),
         )
@@ -177,6 +186,15 @@ def _manifest_bytes(values: Mapping[str, Any]) -> bytes:
     unsigned = {key: value for key, value in values.items() if key != _SELF}
     signed = {**unsigned, _SELF: digest_of(unsigned)}
     return (json.dumps(signed, indent=2, sort_keys=True) + "\n").encode()
+
+
+def replace_file(bundle: Bundle, name: str, content: bytes) -> Bundle:
+    """The bundle with another content of one file that nothing else depends on, sealed again without reading the others."""
+    entry = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    values = {**bundle.manifest.to_json(), "files": {**bundle.manifest.files, name: entry}}
+    write_atomically(bundle.path(name), content)
+    write_atomically(bundle.path(MANIFEST), _manifest_bytes(values))
+    return Bundle(bundle.folder, Manifest.from_json(values))
 
 
 def is_bundle(folder: Path) -> bool:

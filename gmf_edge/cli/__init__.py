@@ -6,7 +6,7 @@ Results and the last line (PASSED or FAILED and why) go to standard output, prog
 options    every option that several verbs share, once
 screen     what is printed
 summary    a result on one screen
-prepare deploy bench inspect kernels package   the verbs (bench_screen and predictions: what some of them print)
+prepare deploy bench report inspect kernels package   the verbs (bench_screen and predictions: what some of them print)
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from gmf_edge.cli.inspect import doctor, inspect
 from gmf_edge.cli.kernels import compile_kernels
 from gmf_edge.cli.package import package
 from gmf_edge.cli.prepare import build, calibrate, export
+from gmf_edge.cli.report import report
 from gmf_edge.cli.screen import RegressionShown, ResultOutsideGate, err, out, print_json, show_error
 from gmf_edge.errors import GmfEdgeError, SpecError
 
@@ -50,6 +51,7 @@ for verb, settings in (
     (predict, None),
     (bench, None),
     (compare, None),
+    (report, None),
     (package, None),
     (inspect, None),
     (doctor, None),

@@ -222,6 +222,8 @@ def show_report(report: Mapping[str, Any]) -> None:
         out.print(f"asked for {report['precision']}; computed in: {shares} (share of the weighted layers' time)", markup=False)
     for note in engine["notes"]:
         show_note(note)
+    for note in report.get("notes", ()):
+        show_note(note)
     _show_flips(report)
     if report["parity"].get("maps"):
         show_maps(report["parity"]["maps"])

@@ -17,7 +17,7 @@ from gmf_edge.verify.maps import GoldenMaps, MapReport, prove_maps
 from gmf_edge.verify.parity import ParityReport, measure
 
 if TYPE_CHECKING:
-    from gmf_edge.imageset import ImageSet
+    from gmf_edge.imageset import ImageItem, ImageSet
 
 EVALUATION_BATCH = 8
 
@@ -57,6 +57,13 @@ def evaluation_images(bundle: Bundle, eval_data: Path | str | None, stack: ExitS
             "give the images that it was built with, or build it again with these",
         )
     return images.subset([by_digest[digest] for digest in reference.sha256])
+
+
+def pictures_by_name(bundle: Bundle, images: ImageSet | None) -> dict[str, ImageItem]:
+    """The evaluation images by the names that the bundle has for them, which are those of flips; none without images."""
+    if images is None:
+        return {}
+    return dict(zip(Reference.load(bundle.path(REFERENCE)).names, images.items, strict=True))
 
 
 def parity_of(engine: Engine, bundle: Bundle, images: ImageSet | None, progress: Progress) -> ParityReport | MapReport:

@@ -26,6 +26,8 @@ from gmf_edge.prepare.graphs import fused_stage, lowered_stage, plain_stage
 from gmf_edge.prepare.quantization import quantization_for
 from gmf_edge.prepare.reference import reference_stage
 from gmf_edge.prepare.source import SourceModel, load_source
+from gmf_edge.report import write_script
+from gmf_edge.report.commands import request_of
 from gmf_edge.spec import BuildSpec, Precision, Task
 
 if TYPE_CHECKING:
@@ -109,8 +111,12 @@ def write_bundle(source: SourceModel, spec: BuildSpec, folder: Path, progress: P
         rewriting=tuple(fused.facts["passes"]),
         versions={"gmf-edge": __version__, **library_versions()},
         evaluation=reference.facts["evaluation"],
+        request=request_of(
+            spec, source.origin, reference.facts["evaluation"], lowered.facts["lowering"].get("int8", {}).get("calibration")
+        ),
         sizes=spec.sizes,
     )
+    write_script(folder, manifest, None)
     return seal(folder, manifest)
 
 

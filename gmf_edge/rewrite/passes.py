@@ -78,11 +78,20 @@ PASSES = (
 
 @dataclass(frozen=True)
 class PassRecord:
-    """What one pass did: how often it fired, and the largest difference of an output over its largest value after it (0: did not fire)."""
+    """What one pass did.
+
+    Attributes:
+        name: of the pass.
+        fired: how often.
+        relative_error: largest difference of an output over its largest value after it; 0 where it did not fire.
+        nodes_before, nodes_after: of the graph, constants not counted.
+    """
 
     name: str
     fired: int
     relative_error: float
+    nodes_before: int
+    nodes_after: int
 
 
 def rewrite_onnx(plain: Path, out: Path, progress: Progress = silent) -> list[PassRecord]:
@@ -105,6 +114,7 @@ def rewrite_onnx(plain: Path, out: Path, progress: Progress = silent) -> list[Pa
     expected = _outputs(graph, images)
     records = []
     for step in PASSES:
+        nodes_before = len(graph.graph)
         fired = int(step.rule.apply_to_model(graph))
         if step.expected is not None and fired != step.expected(places):
             raise RewriteError(
@@ -119,7 +129,8 @@ def rewrite_onnx(plain: Path, out: Path, progress: Progress = silent) -> list[Pa
         ):
             clean(graph)
         _add_body(graph)
-        records.append(PassRecord(step.name, fired, _prove(graph, images, expected, step.name) if fired else 0.0))
+        error = _prove(graph, images, expected, step.name) if fired else 0.0
+        records.append(PassRecord(step.name, fired, error, nodes_before, len(graph.graph)))
         progress(len(records) / len(PASSES), f"rewriting: {step.name}")
     _type_values(graph)
     onnx_ir.save(graph, out)

@@ -37,8 +37,8 @@ def test_deploying_adds_a_report_and_changes_no_other_file(copied: Callable[[Pat
     after = content_of(folder)
     assert result.passed, result.reason
     assert result.folder == folder
-    assert set(after) - set(before) == {"report.json"}
-    assert {name for name in before if before[name] != after[name]} == {"manifest.json"}
+    assert set(after) - set(before) == {"report.json", "report.html", "measurements.npz"}
+    assert {name for name in before if before[name] != after[name]} == {"manifest.json", "reproduce.sh"}
     assert open_bundle(folder).report == json.loads(json.dumps(result.report))
 
 
