@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gmf_edge import artifact
+from gmf_edge import artifact, scratch
 from gmf_edge.artifact import cache_root, digest_of, new_folder, run_stage, sha256_of
 from gmf_edge.errors import EnvironmentProblem
 
@@ -101,10 +101,11 @@ def test_a_swap_that_fails_puts_the_old_folder_back(tmp_path: Path, monkeypatch:
     rename = Path.rename
 
     def refuse_the_new(self: Path, target: Path) -> Path:
-        if self.suffix == ".tmp":
+        if self.parent.suffix == ".tmp":
             raise PermissionError(errno.EACCES, "Permission denied", str(target))
         return rename(self, target)
 
+    monkeypatch.setattr(scratch, "_exchange", lambda one, other: False)
     monkeypatch.setattr(Path, "rename", refuse_the_new)
     with pytest.raises(EnvironmentProblem, match="Permission denied"), new_folder(out) as folder:
         (folder / "new").write_text("new")

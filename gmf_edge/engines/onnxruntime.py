@@ -12,7 +12,6 @@ import importlib.util
 import json
 import os
 import platform
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 
 from gmf_edge.engines.protocol import EngineFacts, EngineRequest, FloatArray, LayerRecord, Progress, silent
 from gmf_edge.errors import EngineError, EnvironmentProblem, SpecError
+from gmf_edge.scratch import scratch_folder
 from gmf_edge.spec import OPSET_NEW, BatchProfile
 
 NAME = "onnxruntime"
@@ -181,8 +181,8 @@ class OnnxRuntimeEngine:
         )
 
     def _profiled_layers(self) -> list[LayerRecord]:
-        with tempfile.TemporaryDirectory(prefix="gmf-edge-") as folder:
-            session = self._new_session(os.path.join(folder, "profile"))
+        with scratch_folder() as folder:
+            session = self._new_session(str(folder / "profile"))
             images = np.zeros((self._profile.opt, *self._shape), np.float32)
             # the first inference allocates; the second is the one that is read
             for _ in range(2):

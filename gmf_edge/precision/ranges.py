@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gmf_edge.artifact import write_atomically, write_failure
 from gmf_edge.errors import CalibrationError
 
 SCHEMA = 1
@@ -159,26 +158,15 @@ def write_ranges(ranges: Ranges, path: Path) -> None:
     """Write ranges.json whole or not at all.
 
     Raises:
-        CalibrationError: it cannot be written.
+        EnvironmentProblem: it cannot be written.
     """
     content = ranges.to_json()
     text = json.dumps({"sha256": _digest(content), **content}, indent=1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            # mkstemp lets nobody else read, and a result of a build is for everybody
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(name, 0o666 & ~umask)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
     except OSError as error:
-        raise CalibrationError(f"{path} cannot be written ({error.strerror})", "choose a folder that you may write to") from error
+        raise write_failure(path, error) from error
+    write_atomically(path, text.encode())
 
 
 def read_ranges(path: Path) -> Ranges:

@@ -6,7 +6,6 @@ a graph whose only nodes are dense convolutions, Linears, LayerNormalizations, C
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from onnxscript.rewriter.rules.common import reshape_reshape_rule, transpose_tra
 from gmf_edge.errors import RewriteError
 from gmf_edge.ops.group_mix_attention import DOMAIN, DOMAIN_VERSION, OP_TYPE, function_body
 from gmf_edge.rewrite import batchnorm_into_conv, cpe_identity, group_mix_attention, head
+from gmf_edge.scratch import scratch_folder
 
 # largest difference of a logit over the largest logit; the folds are exact, so this is FP32's rounding over some 20 blocks
 REWRITE_TOLERANCE = 5e-5
@@ -127,8 +127,8 @@ def _logits(graph: onnx_ir.Model, images: NDArray[np.float32]) -> NDArray[np.flo
     options.log_severity_level = 3
     # unoptimised: the graph itself is on trial, not ONNX Runtime's own rewriting of it
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    with tempfile.TemporaryDirectory(prefix="gmf-edge-") as folder:
-        path = Path(folder) / "proof.onnx"
+    with scratch_folder() as folder:
+        path = folder / "proof.onnx"
         onnx_ir.save(graph, path)
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {session.get_inputs()[0].name: images})
