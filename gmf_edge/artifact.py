@@ -111,16 +111,18 @@ def run_stage(name: str, inputs: Mapping[str, Any], make: Callable[[Path], Mappi
     with new_folder(folder, replace=False, remedy=_CACHE_REMEDY) as temporary:
         noted = dict(make(temporary))
         digests = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
-        (temporary / _RECORD).write_text(json.dumps({"facts": noted, "files": digests}))
+        record = {"facts": noted, "files": digests}
+        (temporary / _RECORD).write_text(json.dumps({**record, "sha256": digest_of(record)}))
     _trim(root, keep=folder)
     return Stage(folder, tuple(digests), key, noted, reused=False)
 
 
 def _intact(folder: Path) -> dict[str, Any] | None:
-    """The record of a stage whose files are what they were, else None."""
+    """The record of a stage that is what it was, files and facts, else None."""
     try:
         record: dict[str, Any] = json.loads((folder / _RECORD).read_text())
-        if all(sha256_of(folder / name) == digest for name, digest in record["files"].items()) and "facts" in record:
+        stated = record.pop("sha256")
+        if stated == digest_of(record) and all(sha256_of(folder / name) == digest for name, digest in record["files"].items()):
             return record
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -178,5 +180,5 @@ def read_json(path: Path, error: type[GmfEdgeError], remedy: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise error(f"cannot read {path}: {problem.strerror or problem}", remedy) from problem
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise error(f"{path} is not valid JSON", remedy) from problem

@@ -2,13 +2,13 @@
 
 file                     what it is
 manifest.json            this page's Manifest: what was asked, what was made, the digest of every other file and of itself
-portable.onnx            standard ops, opset 20: ONNX Runtime, and TensorRT 10 and 11 without plugins
+portable.onnx            standard ops, opset 20: ONNX Runtime, OpenVINO, and TensorRT 10 and 11 without plugins
 plugin.onnx              GmfGroupMixAttention nodes, opset 20: TensorRT 10 and 11 with the plugin
 *-opset17.onnx           the same two for TensorRT 8.6
 weights.bin              the weights of all four, once
 golden.npz               preprocessed images and FP32 PyTorch's logits
 reference.npz            with evaluation images: their names, digests, labels and FP32 PyTorch's logits (not the pictures)
-onnxruntime.onnx         INT8 only: Q/DQ beside FP32, which is what has kernels on a CPU
+onnxruntime.onnx         INT8 only: Q/DQ beside FP32, Linears as Gemm: what ONNX Runtime has kernels for
 ranges.json              INT8 only: the activations' ranges with their provenance
 labels.txt               a class name a line
 report.json              after deploy: parity, gate, engine, latency
@@ -29,7 +29,7 @@ from gmf_edge.artifact import digest_of, read_json, sha256_of
 from gmf_edge.engines.protocol import Graphs
 from gmf_edge.errors import BundleError, GmfEdgeError
 from gmf_edge.image import Preprocess
-from gmf_edge.spec import BatchProfile, Gate, ModelSpec, Precision
+from gmf_edge.spec import IO_DTYPES, BatchProfile, Gate, ModelSpec, Precision
 from gmf_edge.weights import WeightsOrigin
 
 SCHEMA = 1
@@ -52,6 +52,7 @@ class Manifest:
         gate: what was accepted when it was built.
         io_dtype: of the graphs' input and output.
         classes: class names, index = class.
+        class_ids: their WordNet ids; empty where they are not ImageNet's.
         graphs: "form/opset" -> file name.
         lowering: what the precision room noted: islands, weights and activations near the range.
         rewriting: what each rewriting pass did.
@@ -75,6 +76,7 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     engine_files: tuple[str, ...] = ()
     evaluation: Mapping[str, Any] | None = None
+    class_ids: tuple[str, ...] = ()
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -89,6 +91,7 @@ class Manifest:
             "gate": vars(self.gate),
             "io_dtype": self.io_dtype,
             "classes": list(self.classes),
+            "class_ids": list(self.class_ids),
             "graphs": dict(self.graphs),
             "lowering": dict(self.lowering),
             "rewriting": [dict(step) for step in self.rewriting],
@@ -110,6 +113,7 @@ class Manifest:
             gate=Gate(**values["gate"]),
             io_dtype=values["io_dtype"],
             classes=tuple(values["classes"]),
+            class_ids=tuple(values["class_ids"]),
             graphs=dict(values["graphs"]),
             lowering=dict(values["lowering"]),
             rewriting=tuple(values["rewriting"]),
@@ -205,10 +209,43 @@ def open_bundle(folder: Path) -> Bundle:
         )
     try:
         manifest = Manifest.from_json(values)
-    except (KeyError, TypeError, ValueError, GmfEdgeError) as error:
-        raise BundleError(f"{folder / MANIFEST} is not a manifest: {error}", _REBUILD) from error
+        _require_sound(manifest)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, GmfEdgeError) as error:
+        raise BundleError(f"{folder / MANIFEST} is not a manifest: {error!r}", _REBUILD) from error
     _check_files(folder, manifest)
     return Bundle(folder, manifest)
+
+
+def _require_sound(manifest: Manifest) -> None:
+    """What the types of the parts do not hold by themselves; above all, no name leads out of the folder.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: what is wrong.
+    """
+    for name, entry in manifest.files.items():
+        if Path(name).name != name or type(entry["bytes"]) is not int or type(entry["sha256"]) is not str:
+            raise ValueError(f"the file {name!r} with {entry}")
+    named = [*manifest.graphs.values(), *manifest.engine_files]
+    foreign = [name for name in named if name not in manifest.files]
+    if foreign or not manifest.graphs or not {GOLDEN, LABELS} <= set(manifest.files):
+        raise ValueError(f"files that are not among its own: {foreign or [GOLDEN, LABELS]}")
+    for key in manifest.graphs:
+        form, opset = key.split("/")
+        if not (form and opset.isdecimal()):
+            raise ValueError(f"the graph {key!r}")
+    texts = (*manifest.classes, *manifest.class_ids, *manifest.versions, *manifest.versions.values())
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a name or a version that is no text")
+    if len(manifest.classes) != manifest.model.num_classes or len(manifest.class_ids) not in (0, len(manifest.classes)):
+        raise ValueError(f"{len(manifest.classes)} names of {manifest.model.num_classes} classes")
+    if manifest.io_dtype not in IO_DTYPES:
+        raise ValueError(f"the type {manifest.io_dtype!r}")
+    if manifest.preprocess.image_size != manifest.model.image_size:
+        raise ValueError("pictures of another size than the model's")
+    if not isinstance(manifest.lowering.get("islands", {}), dict) or not isinstance(manifest.lowering.get("int8", {}), dict):
+        raise TypeError("how the precision was lowered")
+    if not all(isinstance(step, dict) for step in (*manifest.rewriting, manifest.evaluation or {})):
+        raise TypeError("the rewriting steps or the evaluation")
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:

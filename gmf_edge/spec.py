@@ -13,7 +13,7 @@ trained on two CPU cores in minutes.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ NUM_SEGMENTS = 5
 NUM_HEADS = 8
 # the stem halves twice and three of the four stages halve once: 32 in all
 SIZE_MULTIPLE = 32
+# beyond these a request is a slip of the keyboard, and an error is kinder than a machine without memory
+MOST_PIXELS_A_SIDE, MOST_CLASSES, LARGEST_BATCH, LARGEST_SEED = 4096, 1_000_000, 4096, 2**32 - 1
 
 
 class Precision(str, Enum):
@@ -86,9 +88,11 @@ class ModelSpec:
         for dim in self.embed_dims:
             if dim % 10:
                 raise SpecError(f"embedding width {dim} is not a multiple of 10", "use a multiple of 10, such as 40, 80 or 320")
-        if self.num_classes < 1:
-            raise SpecError(f"num_classes is {self.num_classes}", "give at least one class")
+        if not 1 <= self.num_classes <= MOST_CLASSES:
+            raise SpecError(f"num_classes is {self.num_classes}", f"give 1 to {MOST_CLASSES} classes")
         for side, pixels in zip(("height", "width"), self.image_size, strict=True):
+            if pixels > MOST_PIXELS_A_SIDE:
+                raise SpecError(f"image {side} {pixels} is too large", f"give at most {MOST_PIXELS_A_SIDE} pixels a side")
             if pixels < SIZE_MULTIPLE or pixels % SIZE_MULTIPLE:
                 below = max(SIZE_MULTIPLE, pixels // SIZE_MULTIPLE * SIZE_MULTIPLE)
                 above = below if pixels < SIZE_MULTIPLE else below + SIZE_MULTIPLE
@@ -156,6 +160,8 @@ class BatchProfile:
             raise SpecError(
                 f"batch sizes min {self.min}, opt {self.opt}, max {self.max} are out of order", "give 1 <= min <= opt <= max"
             )
+        if self.max > LARGEST_BATCH:
+            raise SpecError(f"batch size {self.max} is too large", f"give at most {LARGEST_BATCH}")
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -224,6 +230,8 @@ GATES: dict[Precision, Gate] = {
     Precision.INT8: Gate(max_drop_points=0.5, min_agreement=0.95, min_cosine=0.99),
 }
 
+# what runs an engine; see gmf_edge.engines.choose
+BACKENDS = ("tensorrt", "onnxruntime", "openvino")
 IO_DTYPES = ("float32", "float16")
 
 
@@ -238,8 +246,9 @@ class BuildSpec:
         num_classes: width of the classifier, or None to infer it.
         image_size: (H, W) in pixels, or None for the variant's default.
         profile: batch sizes.
-        backend: "auto", "onnxruntime" or "tensorrt".
+        backend: "auto" or one of BACKENDS.
         io_dtype: dtype of the graph's input and output, of IO_DTYPES.
+        labels: text file of class names, one a line, or None for the evaluation set's folders or ImageNet's names.
         eval_data: labelled images (ImageFolder layout, folder or .zip), or None.
         eval_images: how many of them, drawn evenly over the classes; None for all (64 of them with untrained weights).
         max_drop_points: overrides the gate's, in percentage points, and makes it strict; None for the precision's default.
@@ -263,6 +272,7 @@ class BuildSpec:
     profile: BatchProfile = field(default_factory=BatchProfile)
     backend: str = "auto"
     io_dtype: str = "float32"
+    labels: Path | None = None
     eval_data: Path | None = None
     eval_images: int | None = None
     max_drop_points: float | None = None
@@ -280,16 +290,22 @@ class BuildSpec:
     def __post_init__(self) -> None:
         if self.variant is not None and self.variant not in VARIANTS:
             raise SpecError(f"unknown variant {self.variant!r}", f"use one of {', '.join(VARIANTS)}")
-        if self.backend not in ("auto", "onnxruntime", "tensorrt"):
-            raise SpecError(f"unknown backend {self.backend!r}", "use auto, onnxruntime or tensorrt")
+        if self.backend not in ("auto", *BACKENDS):
+            raise SpecError(f"unknown backend {self.backend!r}", f"use auto, {', '.join(BACKENDS)}")
         if self.num_classes is not None and self.num_classes < 1:
             raise SpecError(f"num_classes is {self.num_classes}", "give at least one class, or leave it out")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise SpecError(f"--seed is {self.seed}", f"give 0 to {LARGEST_SEED}")
         if self.eval_images is not None and self.eval_images < 1:
             raise SpecError(f"--eval-images is {self.eval_images}", "give at least 1, or leave it out for all")
         if self.io_dtype not in IO_DTYPES:
             raise SpecError(f"unknown I/O dtype {self.io_dtype!r}", f"use one of {', '.join(IO_DTYPES)}")
         if self.precision is not Precision.INT8 and (self.calibration_data or self.ranges or self.auto):
             raise SpecError(f"calibration was given for {self.precision.value}", "use --precision int8 or auto, or leave it out")
+        if self.crop_pct is not None:
+            Preprocess((SIZE_MULTIPLE, SIZE_MULTIPLE), crop_pct=self.crop_pct)
+        if self.image_size is not None:
+            replace(ModelSpec.of("pico"), image_size=self.image_size)
         if not self.budget_minutes > 0:
             raise SpecError(f"--budget-minutes is {self.budget_minutes}", "give minutes above 0")
         _ = self.gate

@@ -92,6 +92,13 @@ def pico_fp32(pico_export: Path, made_once: Callable[[str, Callable[[Path], obje
     return made_once("pico-fp32", lambda folder: gmf_edge.build(spec, folder))
 
 
+@pytest.fixture(scope="session")
+def pico_int8(pico_export: Path, made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """The packaged model exported at INT8, not deployed. Copy it before changing it."""
+    spec = gmf_edge.BuildSpec(precision=gmf_edge.Precision.INT8)
+    return made_once("pico-int8", lambda folder: gmf_edge.export(spec, folder))
+
+
 @dataclass(frozen=True)
 class OddModel:
     """A pico of random weights at ODD_SIZE with ODD_CLASSES: its bundle and the graphs on the way there."""

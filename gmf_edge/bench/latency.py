@@ -11,6 +11,7 @@ GPU compute time   Engine.compute_times_ms, where there is a GPU: what trtexec c
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -130,8 +131,7 @@ def measure_latency(
         SpecError: nonsense settings.
         EngineError: the engine refuses the batch.
     """
-    if warmup_ms < 0 or duration_s < 0 or iterations < 1 or not all(0 < p <= 100 for p in percentiles):
-        raise SpecError("benchmark settings are out of range", "give times of at least 0, an iteration and percentiles in 0..100")
+    require_settings(warmup_ms, duration_s, iterations, percentiles)
     images = np.random.default_rng(0).standard_normal((batch, 3, *image_size)).astype(np.float32)
     end = time.perf_counter() + warmup_ms / 1000
     while True:
@@ -160,6 +160,22 @@ def measure_latency(
         device={"before": before, "after": after} if on_gpu else None,
         notes=state_notes(before, after),
     )
+
+
+def require_settings(warmup_ms: float, duration_s: float, iterations: int, percentiles: Sequence[float]) -> None:
+    """Refuse settings that no measurement can have.
+
+    Raises:
+        SpecError: negative, endless or missing ones.
+    """
+    # written so that NaN is refused too
+    times_fit = 0 <= warmup_ms < math.inf and 0 <= duration_s < math.inf
+    if not times_fit or iterations < 1 or not all(0 < percentile <= 100 for percentile in percentiles):
+        raise SpecError(
+            f"benchmark settings are out of range: {warmup_ms:g} ms, {duration_s:g} s, {iterations} iterations, percentiles "
+            f"{', '.join(f'{percentile:g}' for percentile in percentiles)}",
+            "give finite times of at least 0, at least one iteration, and percentiles above 0 and at most 100",
+        )
 
 
 def _compute_times(engine: Engine, images: FloatArray, duration_s: float, iterations: int) -> list[float]:

@@ -150,6 +150,11 @@ def _as_ours(error: Exception) -> GmfEdgeError:
     return GmfEdgeError(problem, "please report this with the output of 'gmf-edge doctor'")
 
 
+def _one_line(text: str) -> str:
+    printable = "".join(letter if letter.isprintable() else " " if letter.isspace() else repr(letter)[1:-1] for letter in text)
+    return printable.encode("utf-8", "backslashreplace").decode()
+
+
 def _interrupted(interruption: Interrupted, as_json: bool) -> int:
     status = interruption.exit_status
     if as_json:
@@ -165,8 +170,8 @@ def _fail(error: GmfEdgeError, as_json: bool) -> int:
     if as_json:
         print_json({"error": error.problem, "remedy": error.remedy, "exit_status": error.exit_status})
         return error.exit_status
-    # one line each, whatever is in a file's name
-    problem, remedy = (" ".join(text.split("\n")) for text in (error.problem, error.remedy))
+    # one line each and printable, whatever is in a file's name
+    problem, remedy = (_one_line(text) for text in (error.problem, error.remedy))
     err.print(f"error: {problem}", markup=False)
     if remedy:
         err.print(f"what to do: {remedy}", markup=False)

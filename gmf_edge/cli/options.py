@@ -6,21 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from gmf_edge.engines.tensorrt.options import TrtexecRequest, options_from_trtexec
 from gmf_edge.errors import SpecError
-from gmf_edge.spec import VARIANTS, BatchProfile, BuildSpec, Precision
+from gmf_edge.spec import BACKENDS, VARIANTS, BatchProfile, BuildSpec, Precision
 
 
 class BackendName(str, Enum):
     """Choices of --backend."""
 
     AUTO = "auto"
-    ONNXRUNTIME = "onnxruntime"
     TENSORRT = "tensorrt"
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
 
 
 class VariantName(str, Enum):
@@ -51,9 +52,16 @@ class PrecisionProof(str, Enum):
 
 
 assert [variant.value for variant in VariantName] == list(VARIANTS)
+assert [backend.value for backend in BackendName] == ["auto", *BACKENDS]
 
 Folder = Annotated[Path, typer.Argument(help="A bundle: the folder that build or export wrote.", show_default=False)]
-Backend = Annotated[BackendName, typer.Option(help="What runs the model; auto takes TensorRT where it can be used.")]
+Backend = Annotated[
+    BackendName, typer.Option(help="What runs the model; auto: TensorRT where it can be used, else the faster of the others.")
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU: threads of an inference.", show_default="one a core that this process may use")
+]
+DeviceName = Annotated[str | None, typer.Option("--device", help="OpenVINO: CPU, GPU, GPU.1 or NPU.", show_default="CPU")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; a bundle that is there is replaced whole.")]
 
 Variant = Annotated[VariantName | None, typer.Option(help="Which GroupMixFormer.", show_default="the checkpoint's, else pico")]
@@ -89,6 +97,12 @@ PluginArch = Annotated[
     list[str] | None, typer.Option(help="Carry GPU kernels for this architecture in the plugin graphs, such as sm_87; repeatable.")
 ]
 
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        help="Class names, one a line, in the order of the logits.", show_default="the evaluation folders', or ImageNet's"
+    ),
+]
 EvalData = Annotated[Path | None, typer.Option(help="Labelled images: class folders in a folder or a .zip (or a.zip/folder).")]
 EvalImages = Annotated[int | None, typer.Option(help="Use this many of the evaluation images.", show_default="all; untrained: 64")]
 MaxDrop = Annotated[float | None, typer.Option(help="Accepted loss of top-1 in percentage points.", show_default="by precision")]
@@ -164,6 +178,7 @@ class BundleOptions(CalibrationOptions):
     opt_batch: OptBatch = 1
     max_batch: MaxBatch = 8
     plugin_arch: PluginArch = None
+    labels: Labels = None
     eval_data: EvalData = None
     eval_images: EvalImages = None
     max_drop: MaxDrop = None
@@ -185,6 +200,7 @@ class BundleOptions(CalibrationOptions):
             profile=BatchProfile(self.min_batch, self.opt_batch, self.max_batch),
             backend=backend.value,
             io_dtype=self.io_dtype,
+            labels=self.labels,
             eval_data=self.eval_data,
             eval_images=self.eval_images,
             max_drop_points=self.max_drop,
@@ -210,10 +226,23 @@ class BundleOptions(CalibrationOptions):
 
 
 @dataclass(frozen=True)
-class EngineOptions:
-    """How the engine is built: what `build` and `deploy` take, beside trtexec's own spellings."""
+class RunOptions:
+    """What runs a bundle, and how: what `verify`, `predict` and `bench` take."""
 
     backend: Backend = BackendName.AUTO
+    threads: Threads = None
+    device: DeviceName = None
+
+    @property
+    def run_options(self) -> dict[str, Any]:
+        """Of the backend, those that were given."""
+        return {name: value for name, value in {"threads": self.threads, "device": self.device}.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class EngineOptions(RunOptions):
+    """How the engine is built: what `build` and `deploy` take, beside trtexec's own spellings."""
+
     workspace_mib: WorkspaceMib = None
     no_plugin: NoPlugin = False
     precision_proof: PrecisionProofChoice = None
@@ -231,7 +260,8 @@ class EngineOptions:
             )
         proof = None if self.precision_proof is None else self.precision_proof.value
         own = {"workspace_mib": self.workspace_mib, "precision_proof": proof}
-        return replace(request, options={**request.options, **{name: value for name, value in own.items() if value is not None}})
+        own = {name: value for name, value in own.items() if value is not None}
+        return replace(request, options={**request.options, **own, **self.run_options})
 
 
 def parse_size(text: str) -> tuple[int, int]:

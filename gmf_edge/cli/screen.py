@@ -85,6 +85,11 @@ def show_report(report: Mapping[str, Any]) -> None:
     else:
         out.print(weights["statement"], markup=False)
     out.print(f"engine: {engine['backend']} {engine['version']} on {engine['device']}, {engine['form']} graph", markup=False)
+    execution = {name: value for name, value in engine.get("execution", {}).items() if name != "threads_reason"}
+    if execution:
+        reason = engine["execution"].get("threads_reason")
+        words = [f"{name} {value}{f' ({reason})' if name == 'threads' and reason else ''}" for name, value in execution.items()]
+        out.print(f"runs with {', '.join(words)}", markup=False)
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in engine["precision_shares"].items())
     if shares:
         out.print(f"asked for {report['precision']}; computed in: {shares} (share of the weighted layers' time)", markup=False)
@@ -97,6 +102,8 @@ def show_report(report: Mapping[str, Any]) -> None:
         out.print(f"and {len(parity['flips']) - 5} more flipped images, by name in report.json", markup=False)
     if report["latency"]:
         show_latency(list(report["latency"].values()))
+    if report.get("choice"):
+        show_choice(report["choice"])
     for name in ("plugin", "comparison"):
         if report.get(name):
             out.print(f"{name}: {report[name]['reason']}", markup=False)
@@ -105,6 +112,17 @@ def show_report(report: Mapping[str, Any]) -> None:
     if report.get("alternative"):
         other = report["alternative"]
         out.print(f"{report['precision']} was delivered; beside it {other['precision']}: {other['reason']}", markup=False)
+
+
+def show_choice(choice: Mapping[str, Any]) -> None:
+    """Print a table of the engines that came into question, and why the delivered one was chosen."""
+    table = Table("engine", "version", "median ms", "", box=None, pad_edge=False)
+    for name, row in choice["engines"].items():
+        median = "" if row["median_ms"] is None else f"{row['median_ms']:.3f}"
+        remark = row["reason"] if not row["right"] else "delivered" if name == choice["delivered"] else ""
+        table.add_row(name, row["version"] or "", median, remark)
+    out.print(table)
+    out.print(f"choice: {choice['reason']}", markup=False)
 
 
 def show_latency(values: Sequence[Mapping[str, Any]]) -> None:
@@ -147,6 +165,10 @@ def show_bundle(bundle: Bundle, layers: int) -> None:
             out.print(f"activation {key} FP16's range: {name} reaches {size:.0f}", markup=False)
     for row in sorted(manifest.lowering.get("int8", {}).get("layer_snr", []), key=_output_db)[:WORST_LAYERS]:
         out.print(f"INT8 layer with the largest error: {row['layer']}, {_output_db(row):.1f} dB", markup=False)
+    for name, found in manifest.lowering.get("parsers", {}).items():
+        out.print(f"{name}: fit for the ONNX parser of TensorRT {', '.join(found['fit']) or '(none)'}", markup=False)
+        for refused in found["unfit"]:
+            out.print(f"{name}: not fit: {refused}", markup=False)
     show_files(manifest.files)
     if report is None:
         out.print("not deployed yet")

@@ -10,8 +10,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
-import os
-import platform
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from gmf_edge.cpu import cpu_name, engine_threads
 from gmf_edge.engines.protocol import EngineFacts, EngineRequest, FloatArray, LayerRecord, Progress, silent
 from gmf_edge.errors import EngineError, EnvironmentProblem, SpecError
 from gmf_edge.scratch import scratch_folder
@@ -92,16 +91,15 @@ class OnnxRuntimeBackend:
             raise EnvironmentProblem(missing, "pip install 'gmf-edge[onnxruntime]'")
         # INT8 bundles carry a graph of their own for the CPU, see gmf_edge.precision.lower
         form = "onnxruntime" if ("onnxruntime", OPSET_NEW) in request.graphs.files else "portable"
-        return OnnxRuntimeEngine(
-            request.graphs.path(form, OPSET_NEW), request.profile, int(request.options.get("threads", 0)), form
-        )
+        return OnnxRuntimeEngine(request.graphs.path(form, OPSET_NEW), request.profile, request.options.get("threads"), form)
 
 
 class OnnxRuntimeEngine:
     """An ONNX Runtime session over one graph; see gmf_edge.engines.protocol.Engine."""
 
-    def __init__(self, graph: Path, profile: BatchProfile, threads: int = 0, form: str = "portable") -> None:
-        self._graph, self._profile, self._threads, self._form = graph, profile, threads, form
+    def __init__(self, graph: Path, profile: BatchProfile, threads: int | None = None, form: str = "portable") -> None:
+        self._graph, self._profile, self._asked_threads, self._form = graph, profile, threads, form
+        self._threads = engine_threads(threads)
         self._session: Any = self._new_session()
         image = self._session.get_inputs()[0]
         self._input, self._shape = image.name, tuple(image.shape[1:])
@@ -112,7 +110,8 @@ class OnnxRuntimeEngine:
 
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = self._threads
+        # 0, its own default, is a thread a core as well, and ties them to the cores; a machine that is shared must not
+        options.intra_op_num_threads = self._threads.count if self._threads.limited else 0
         if profile_prefix is not None:
             options.enable_profiling, options.profile_file_prefix = True, profile_prefix
         try:
@@ -173,11 +172,13 @@ class OnnxRuntimeEngine:
         return EngineFacts(
             backend=NAME,
             version=ort.__version__,
-            device=_cpu_name(),
+            device=f"{cpu_name()}, {self._threads.count} threads",
             form=self._form,
             layers=tuple(layers),
             precision_shares={name: value / total for name, value in sorted(shares.items())} if total else {},
             notes=tuple(notes),
+            options={} if self._asked_threads is None else {"threads": self._asked_threads},
+            execution={"threads": self._threads.count, "threads_reason": self._threads.reason},
         )
 
     def _profiled_layers(self) -> list[LayerRecord]:
@@ -214,17 +215,3 @@ def _precision_of(arguments: Mapping[str, Any]) -> str:
     types = [next(iter(entry)) for entry in arguments.get("input_type_shape", []) if entry]
     known = [_TYPES[name] for name in types if name in _TYPES]
     return "int8" if "int8" in known else next(iter(known), "other")
-
-
-def _cpu_name() -> str:
-    """The processor's name as Linux tells it, with the number of usable cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass  # not Linux: the platform module's name has to do
-    return f"{name}, {cores} cores"

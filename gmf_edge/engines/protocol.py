@@ -53,7 +53,7 @@ class EngineRequest:
         fp32_islands: names of layers that must stay FP32 (weakly typed builders need to be told).
         quantised_layers: ONNX node names of the layers that INT8 was asked for; the engine is held against them.
         use_plugin: whether the plugin form may be used.
-        options: the backend's own options, checked by it (for TensorRT: workspace_mib, timing_cache, ...).
+        options: the backend's own options, checked by it (TensorRT: workspace_mib, ...; a CPU: threads).
     """
 
     graphs: Graphs
@@ -81,7 +81,7 @@ class EngineFacts:
     """What an opened engine says of itself.
 
     Attributes:
-        backend: "onnxruntime" or "tensorrt".
+        backend: its name, of spec.BACKENDS.
         version: of the backend.
         device: the hardware's name.
         form: "portable" or "plugin": which graph it was built from.
@@ -89,6 +89,8 @@ class EngineFacts:
         precision_shares: share of the weighted layers (by time where it was measured) per precision, sums to 1.
         notes: choices and fallbacks that the user should know, one sentence each.
         refitted: its weights were put in when it was opened, so that what was proved of the file is not proved of them.
+        options: of the request, with which this engine is opened again as it is; empty where its files keep them.
+        execution: how it runs, for the report, such as {"threads": 2, "threads_reason": "2 cores"}; plain values.
     """
 
     backend: str
@@ -99,6 +101,8 @@ class EngineFacts:
     precision_shares: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     refitted: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    execution: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Engine(Protocol):

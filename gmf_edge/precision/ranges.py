@@ -19,6 +19,7 @@ from gmf_edge.artifact import write_atomically, write_failure
 from gmf_edge.errors import CalibrationError
 
 SCHEMA = 1
+MAX_FILE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -176,10 +177,13 @@ def read_ranges(path: Path) -> Ranges:
         CalibrationError: not there, not such a file, of another schema, edited or damaged, or with numbers that no range can be.
     """
     try:
+        # a device or a pipe would never end
+        if path.exists() and not path.is_dir() and not (path.is_file() and path.stat().st_size <= MAX_FILE_BYTES):
+            raise CalibrationError(f"{path} is not a ranges file", _AGAIN)
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CalibrationError(f"{path} cannot be read ({error.strerror})", "calibrate first, or check the path") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CalibrationError(f"{path} is not a ranges file ({error})", _AGAIN) from error
     if not isinstance(content, dict) or "schema" not in content:
         raise CalibrationError(f"{path} is not a ranges file", _AGAIN)
@@ -204,7 +208,7 @@ def read_ranges(path: Path) -> Ranges:
     except (KeyError, TypeError, AttributeError) as error:
         raise CalibrationError(f"{path} lacks or misplaces {error}", _AGAIN) from error
     for name, found in ranges.tensors.items():
-        if not (math.isfinite(found.threshold) and found.threshold >= 0):
+        if type(found.threshold) not in (int, float) or not 0 <= found.threshold < math.inf:
             raise CalibrationError(f"{path} gives {name} the range {found.threshold}", _AGAIN)
     return ranges
 

@@ -86,10 +86,11 @@ def lowered_stage(
         kernels: list[Mapping[str, Any]] = []
         if spec.plugin_archs:
             progress(None, f"compiling GPU kernels for {', '.join(spec.plugin_archs)}")
-            kernels = _attach_kernels(graphs, model, spec)
+            kernels = _attach_kernels(graphs, model, spec, fused.folder / FUSED)
         save_graphs(graphs, folder)
+        parsers = {name: _parsers_of(graphs[name], opset) for name, (form, opset) in files.items() if form != "onnxruntime"}
         return {
-            "lowering": {**lowered.facts, "kernels": kernels},
+            "lowering": {**lowered.facts, "kernels": kernels, "parsers": parsers},
             "graphs": {f"{form}/{opset}": name for name, (form, opset) in files.items()},
         }
 
@@ -101,10 +102,15 @@ def lowered_stage(
         "plugin_archs": list(spec.plugin_archs),
         "quantization": None if quantization is None else quantization.to_json(),
     }
-    return cached_stage("lowered", inputs, make, f"3-{spec.precision.value}.onnx", progress)
+    stage = cached_stage("lowered", inputs, make, f"3-{spec.precision.value}.onnx", progress)
+    for name, found in stage.facts["lowering"].get("parsers", {}).items():
+        progress(None, f"{name}: fit for the ONNX parser of TensorRT {', '.join(found['fit']) or '(none)'}")
+        for refused in found["unfit"]:
+            progress(None, f"{name}: not fit: {refused}")
+    return stage
 
 
-def _attach_kernels(graphs: dict[str, onnx_ir.Model], model: ModelSpec, spec: BuildSpec) -> list[Mapping[str, Any]]:
+def _attach_kernels(graphs: dict[str, onnx_ir.Model], model: ModelSpec, spec: BuildSpec, fused: Path) -> list[Mapping[str, Any]]:
     """Put the compiled kernels of the model's widths into the plugin graphs; what was compiled, for the manifest."""
     import onnx_ir
 
@@ -112,6 +118,8 @@ def _attach_kernels(graphs: dict[str, onnx_ir.Model], model: ModelSpec, spec: Bu
     from gmf_edge.kernels.compile import compile_kernels, compile_widths
 
     dtype = "fp32" if spec.precision is Precision.FP32 else "fp16"
+    weights = onnx_ir.load(fused).graph.initializers.items()
+    exact = {name: value.const_value.numpy() for name, value in weights if value.const_value is not None}
     plugin_graphs = {name: onnx_ir.to_proto(graphs[name]) for name, (form, _) in GRAPH_FILES.items() if form == "plugin"}
     # INT8 for weak typing is an FP32 graph of which the builder makes FP16 what is not INT8, the plugin's tensors among it
     converted = {name for name in plugin_graphs if spec.precision is Precision.INT8 and GRAPH_FILES[name][1] == OPSET_OLD}
@@ -124,8 +132,22 @@ def _attach_kernels(graphs: dict[str, onnx_ir.Model], model: ModelSpec, spec: Bu
             wide = compile_widths(in_fp32, spec.plugin_archs, folder, dtype="fp32")
             table = replace(table, images=(*table.images, *wide.images))
         for name, graph in plugin_graphs.items():
-            graphs[name] = onnx_ir.from_proto(attach_kernels(graph, table, builder_type=dtype if name in converted else None))
+            builder_type = dtype if name in converted else None
+            graphs[name] = onnx_ir.from_proto(attach_kernels(graph, table, builder_type=builder_type, exact=exact))
         return list(table.rows)
+
+
+def _parsers_of(graph: onnx_ir.Model, opset: int) -> dict[str, list[str]]:
+    """Which of the TensorRT versions that take graphs of this opset take this one, and what the others refuse."""
+    from gmf_edge.parsers.check import unfit
+    from gmf_edge.parsers.operators import PARSERS
+
+    refused = {target: unfit(graph, target) for target in PARSERS if TARGETS[target].opset == opset}
+    return {
+        "fit": [PARSERS[target].version for target, found in refused.items() if not found],
+        # the first of a kind: one cause is often in every block
+        "unfit": list({(f.target, f.rule): str(f) for found in refused.values() for f in reversed(found)}.values()),
+    }
 
 
 def _graph_for(lowered: Lowered, form: str, opset: int) -> onnx_ir.Model:

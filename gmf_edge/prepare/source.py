@@ -15,6 +15,7 @@ from gmf_edge.engines.protocol import Progress, silent
 from gmf_edge.errors import DataError, EnvironmentProblem, SpecError
 from gmf_edge.image import Preprocess
 from gmf_edge.imageset import ImageSet
+from gmf_edge.prepare.classes import Classes, classes_from_file, classes_from_folders, default_classes, packaged_classes
 from gmf_edge.spec import BuildSpec, ModelSpec, Precision
 from gmf_edge.weights import WeightsOrigin
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parents[1] / "assets"
 PACKAGED_VARIANT, PACKAGED_SIZE, PACKAGED_CLASSES = "pico", (64, 64), 10
-PACKAGED_WEIGHTS, PACKAGED_LABELS = ASSETS / "pico.safetensors", ASSETS / "pico-labels.txt"
+PACKAGED_WEIGHTS = ASSETS / "pico.safetensors"
 PACKAGED_TEST, PACKAGED_CALIBRATION = ASSETS / "pico-digits-test.zip", ASSETS / "pico-digits-calibration.zip"
 DEFAULT_SIZE, DEFAULT_CLASSES = (224, 224), 1000
 # without trained weights only numerics can be judged, and those need no thousands of images
@@ -38,7 +39,7 @@ class SourceModel:
         model: in evaluation mode.
         origin: of its weights.
         preprocess: how pictures come to it.
-        classes: class names, index = class.
+        classes: their names.
         evaluation: images to evaluate on, or None.
         calibration: images to calibrate INT8 on; None for other precisions, or where ranges were given.
     """
@@ -46,7 +47,7 @@ class SourceModel:
     model: GroupMixFormer
     origin: WeightsOrigin
     preprocess: Preprocess
-    classes: tuple[str, ...]
+    classes: Classes
     evaluation: ImageSet | None
     calibration: ImageSet | None = None
 
@@ -74,6 +75,7 @@ def load_source(spec: BuildSpec, stack: ExitStack, progress: Progress = silent, 
             f"this half needs {', '.join(missing)}, which is not installed",
             "pip install 'gmf-edge[workstation]' here, or deploy a bundle that was exported elsewhere",
         )
+    _refuse_early(spec)
     progress(None, "loading weights")
     model, origin = _weights(spec)
     preprocess = Preprocess(model.spec.image_size)
@@ -89,11 +91,23 @@ def load_source(spec: BuildSpec, stack: ExitStack, progress: Progress = silent, 
             evaluation = evaluation.spread(min(UNTRAINED_IMAGES, len(evaluation)), spec.seed)
         elif spec.eval_images is not None:
             evaluation = evaluation.spread(min(spec.eval_images, len(evaluation)), spec.seed)
-    classes = _class_names(model.spec, origin, evaluation)
+    classes = _classes(spec, model.spec, origin, evaluation)
     calibration = None
     if spec.precision is Precision.INT8 and spec.ranges is None:
         calibration = _calibration_images(spec, origin, evaluation, stack)
     return SourceModel(model, origin, preprocess, classes, evaluation, calibration)
+
+
+def _refuse_early(spec: BuildSpec) -> None:
+    """Small files that are wanted after minutes of export are read before it."""
+    if spec.precision is not Precision.INT8:
+        return
+    from gmf_edge.precision.ranges import read_ranges
+    from gmf_edge.precision.recipe import open_recipe
+
+    open_recipe(spec.recipe)
+    if spec.ranges is not None:
+        read_ranges(spec.ranges)
 
 
 def _calibration_images(spec: BuildSpec, origin: WeightsOrigin, evaluation: ImageSet | None, stack: ExitStack) -> ImageSet:
@@ -127,20 +141,22 @@ def _weights(spec: BuildSpec) -> tuple[GroupMixFormer, WeightsOrigin]:
     return random_model(model_spec, spec.seed), WeightsOrigin.random(spec.seed)
 
 
-def _class_names(spec: ModelSpec, origin: WeightsOrigin, evaluation: ImageSet | None) -> tuple[str, ...]:
-    known = tuple(PACKAGED_LABELS.read_text(encoding="utf-8").split("\n"))[: spec.num_classes] if origin.kind == "packaged" else ()
+def _classes(request: BuildSpec, spec: ModelSpec, origin: WeightsOrigin, evaluation: ImageSet | None) -> Classes:
+    packaged = packaged_classes(spec.num_classes) if origin.kind == "packaged" else None
     if evaluation is not None and evaluation.labelled and origin.trained:
         if len(evaluation.classes) != spec.num_classes:
             raise DataError(
                 f"{evaluation.address} has {len(evaluation.classes)} classes, the model {spec.num_classes}",
                 "evaluate on images of the classes that the model was trained for, one folder a class",
             )
-        if known and tuple(evaluation.classes) != known:
+        if packaged is not None and tuple(evaluation.classes) != packaged.names:
             raise DataError(
-                f"the class folders of {evaluation.address} are not the packaged model's", f"name them {', '.join(known)}"
+                f"the class folders of {evaluation.address} are not the packaged model's", f"name them {', '.join(packaged.names)}"
             )
-    if known:
-        return known
+    if request.labels is not None:
+        return classes_from_file(request.labels, spec.num_classes)
+    if packaged is not None:
+        return packaged
     if evaluation is not None and len(evaluation.classes) == spec.num_classes:
-        return tuple(evaluation.classes)
-    return tuple(f"class {index}" for index in range(spec.num_classes))
+        return classes_from_folders(evaluation.classes)
+    return default_classes(spec.num_classes)

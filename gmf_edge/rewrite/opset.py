@@ -14,6 +14,7 @@ import onnx_ir
 from onnx_ir import DataType
 
 from gmf_edge.errors import RewriteError
+from gmf_edge.rewrite.hard_swish import split_hard_swish
 from gmf_edge.spec import OPSET_OLD, Target
 
 # ops of these graphs that mean the same at 17 as at 20
@@ -27,6 +28,7 @@ UNCHANGED_OPS = frozenset(
         "Erf",
         "Flatten",
         "Gemm",
+        "HardSigmoid",
         "GlobalAveragePool",
         "HardSwish",
         "LayerNormalization",
@@ -47,13 +49,14 @@ UNCHANGED_OPS = frozenset(
 
 
 def for_target(graph: onnx_ir.Model, target: Target) -> onnx_ir.Model:
-    """A copy of the graph at the target's opset and file format version; no function bodies may be left.
+    """A copy of the graph at the target's opset and file format version, with operators that its importers take; no bodies may be left.
 
     Raises:
         RewriteError: the graph has an op that this page does not know to be the same at the older opset.
     """
     lowered = graph.clone()
     lowered.ir_version = target.ir_version
+    split_hard_swish(lowered)
     if graph.opset_imports[""] == target.opset:
         return lowered
     if target.opset != OPSET_OLD:

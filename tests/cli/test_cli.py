@@ -165,7 +165,7 @@ def test_quiet_shows_results_and_no_progress(gmf: Run, pico_fp16: Path) -> None:
 
 def test_predict_prints_the_top_5_with_labels(gmf: Run, pico_fp16: Path, digits: Path) -> None:
     pictures = [next((digits / "3").iterdir()), next((digits / "7").iterdir())]
-    ended = gmf("predict", pico_fp16, *pictures, "-q")
+    ended = gmf("predict", pico_fp16, *pictures, "--top", 5, "-q")
     lines = ended.out.splitlines()
     assert (ended.status, len(lines)) == (0, 12)
     assert [lines[0], lines[6]] == [str(picture) for picture in pictures]

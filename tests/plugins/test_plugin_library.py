@@ -7,16 +7,15 @@ CMake, a C++ compiler or CUDA's headers, these tests are skipped.
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from fake_kernels import fake_table
 
 from gmf_edge.kernels.archive import kernel_archive
-from gmf_edge.kernels.compile import HIDDEN_ARGUMENTS, KERNELS, KernelImage, KernelTable
 from gmf_edge.kernels.layout import MATRIX_COUNT, VECTOR_ROWS, padded_dim, plan
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
@@ -25,39 +24,6 @@ ROOTS = [Path(root) for root in os.environ.get("TENSORRT_ROOT", "").split(":") i
 needs_headers = pytest.mark.skipif(not ROOTS, reason="TENSORRT_ROOT is not set")
 needs_tools = pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("c++")), reason="needs CMake and a C++ compiler")
 pytestmark = [needs_headers, needs_tools]
-
-
-def fake_table(folder: Path) -> KernelTable:
-    """A table of kernels that only the mock driver can run: S = 16, sm_87 and sm_90."""
-    images = []
-    for arch in ("sm_87", "sm_90"):
-        for kernel in KERNELS:
-            content = f"\x7fELF {kernel} {arch}".encode() + bytes(range(256))
-            path = folder / f"{kernel}-{arch}.cubin"
-            path.write_bytes(content)
-            arguments = tuple(f"a{i}" for i in range({"pack_weights": 21, "aggregate": 9, "attend": 10}[kernel]))
-            images.append(
-                KernelImage(
-                    kernel=kernel,
-                    arch=arch,
-                    segment_dim=16,
-                    dtype="fp16",
-                    entry=kernel,
-                    arguments=arguments + HIDDEN_ARGUMENTS,
-                    tile_tokens=64,
-                    warps=4,
-                    scale=(80 / 8) ** -0.5 if kernel == "attend" else 0.0,
-                    epsilon=1e-5 if kernel == "aggregate" else 0.0,
-                    registers=0,
-                    spill_bytes=0,
-                    stack_bytes=0,
-                    shared_bytes=65536 if (kernel, arch) == ("aggregate", "sm_90") else 4608,
-                    cubin=path.name,
-                    ptx="",
-                    sha256=hashlib.sha256(content).hexdigest(),
-                )
-            )
-    return KernelTable(folder, tuple(images), "none", {})
 
 
 @pytest.fixture(scope="module", params=ROOTS, ids=[root.name for root in ROOTS])
@@ -148,6 +114,30 @@ def test_the_library_that_registers_itself_says_where_it_cannot(build: Path) -> 
     done = subprocess.run([shutil.which("python3") or "python3", "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "not registered, because libnvinfer.so." in done.stderr
+
+
+REGISTERED_BESIDE = """
+import ctypes, os, sys
+nvinfer = ctypes.CDLL(sys.argv[2], mode=os.RTLD_NOW | os.RTLD_LOCAL) if sys.argv[3] == "loaded" else None
+ctypes.CDLL(sys.argv[1], mode=os.RTLD_NOW | os.RTLD_LOCAL)
+nvinfer = nvinfer or ctypes.CDLL(sys.argv[2])
+nvinfer.registryNotes.restype = ctypes.c_char_p
+print(nvinfer.registryNotes().decode(), end="")
+"""
+
+
+@pytest.mark.parametrize("order", ["loaded", "found"])
+def test_the_library_that_registers_itself_uses_the_interface_of_its_tensorrt(build: Path, order: str) -> None:
+    """Whether the program has loaded TensorRT already, or the loader finds it."""
+    [nvinfer] = (build / "fake").glob("libnvinfer.so.*")
+    runtime = subprocess.run(["c++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    environment = {**os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
+    environment |= {"LD_LIBRARY_PATH": str(nvinfer.parent)} if order == "found" else {}
+    library = str(build / "libgmf_edge_plugin_registered.so")
+    command = [shutil.which("python3") or "python3", "-c", REGISTERED_BESIDE, library, str(nvinfer), order]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    interface = "V2" if nvinfer.name.endswith(".8") else "V3"
+    assert done.stdout == f"{interface} GmfGroupMixAttention 1 ''\n", done.stdout + done.stderr
 
 
 LOADED_BY_DLOPEN = """
