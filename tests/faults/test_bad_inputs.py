@@ -6,6 +6,7 @@ A sample runs by default, all of them with `pytest -m slow tests/faults`.
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,8 +68,6 @@ def test_the_frame_sees_what_is_mishandled(material: Material, arena: Arena, mon
     def ends(status: int, out: str, err: str) -> Callable[[list[str]], int]:
         def run(arguments: list[str]) -> int:
             print(out, end="")
-            import sys
-
             print(err, end="", file=sys.stderr)
             return status
 
@@ -107,12 +106,8 @@ def test_a_consistent_lie_is_caught_by_the_proof(material: Material, tmp_path: P
     # the signs of every third value: a file of the same size that only the numbers can tell from the right one
     stored[1::6] ^= 0x80
     weights.write_bytes(stored.tobytes())
-    seal(folder, open_manifest(material.bundle))
+    seal(folder, open_bundle(material.bundle).manifest)
     assert open_bundle(folder).manifest.files["weights.bin"] != open_bundle(material.bundle).manifest.files["weights.bin"]
     capsys.readouterr()
     assert cli.run(["verify", str(folder), "-q"]) == 3
     assert capsys.readouterr().out.splitlines()[-1].startswith("FAILED: ")
-
-
-def open_manifest(bundle: Path):  # type: ignore[no-untyped-def]
-    return open_bundle(bundle).manifest
