@@ -3,8 +3,8 @@
 python benchmarks/memory.py --variants small --output docs/memory.md
 python benchmarks/memory.py --variants small large --calibration-images 32 64 128     # is calibration flat in the number of images?
 
-Peak is the largest resident size of the child (getrusage of RUSAGE_CHILDREN, ru_maxrss), shared libraries included. Weights are random: memory does
-not depend on their values. Pictures are made here, at the sizes of photographs.
+Peak is the largest resident size of the child (getrusage of RUSAGE_CHILDREN, ru_maxrss), shared libraries included. Weights are
+random: memory does not depend on their values. Pictures are made here, at the sizes of photographs.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from gmf_edge.image import MAX_PIXELS
+from gmf_edge.imageset import MAX_FILE_BYTES
 from gmf_edge.spec import VARIANTS
 
 # runs a command, hands its status on, and says how much its process took; a process a command, because the peak never falls
@@ -121,11 +122,12 @@ def page(verbs: list[tuple[str, float]], pictures: list[tuple[str, float]], seco
 
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "onnxruntime", "numpy", "pillow"))
     worst = max(mib for _, mib in pictures)
+    cores = len(os.sched_getaffinity(0))
     return f"""# Memory
 
-Written by `benchmarks/memory.py {arguments}` ({seconds / 60:.0f} minutes). {platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python
-{platform.python_version()}, {versions}. Peak is the largest resident size of the command's process, shared libraries included; random weights,
-batches up to 8, 224 x 224 pixels.
+Written by `benchmarks/memory.py {arguments}` ({seconds / 60:.0f} minutes).
+{platform.machine()}, {cores} cores, Python {platform.python_version()}, {versions}.
+Peak is the largest resident size of the command's process, shared libraries included; random weights, batches up to 8, 224 x 224 pixels.
 
 {table("command", verbs)}
 
@@ -133,13 +135,12 @@ Calibration streams its pictures: the rows with different numbers of them show w
 
 ## Pictures
 
-A picture of more than {MAX_PIXELS / 1e6:.0f} million pixels, or a file of more than 128 MiB, is refused by name before it is decoded. The largest ones
-that are taken cost, above the process itself:
+A picture of more than {MAX_PIXELS / 1e6:.0f} million pixels is refused by name before it is decoded, and so is a file of more than
+{MAX_FILE_BYTES >> 20} MiB in a set. The largest ones that are taken cost, above the process itself:
 
 {table("picture", pictures)}
 
-So one picture takes at most {worst:.0f} MiB here. Commands that read many decode up to twice as many at once as there are cores (at most 16), and
-`predict` as many as there are cores.
+So one picture takes at most {worst:.0f} MiB here. Commands that read many decode up to twice as many ahead as there are cores (at most 16).
 """
 
 

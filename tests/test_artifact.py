@@ -166,6 +166,24 @@ def test_a_damaged_stage_is_done_again(own_cache: Path, damage: str) -> None:
     assert (again.folder / "result").read_text() == "made"
 
 
+def test_a_stage_with_any_byte_flipped_is_never_used(own_cache: Path) -> None:
+    work = Counted()
+    folder = run_stage("stage", {}, work).folder
+    for name in ("result", "stage.json"):
+        content = (folder / name).read_bytes()
+        for offset in range(len(content)):
+            (folder / name).write_bytes(content[:offset] + bytes([content[offset] ^ 1]) + content[offset + 1 :])
+            assert artifact._intact(folder) is None, f"byte {offset} of {name}"
+        (folder / name).write_bytes(content)
+    assert artifact._intact(folder) is not None
+
+
+def test_litter_of_any_dead_stage_goes_with_the_next(own_cache: Path) -> None:
+    (own_cache / "stages" / ".plain-123.abcdefgh.tmp" / "plain-123").mkdir(parents=True)
+    run_stage("stage", {}, Counted())
+    assert [path.name.split("-")[0] for path in (own_cache / "stages").iterdir()] == ["stage"]
+
+
 def test_a_stage_that_fails_leaves_no_trace(own_cache: Path) -> None:
     def fail(folder: Path) -> Mapping[str, Any]:
         (folder / "half").write_text("half")

@@ -1,4 +1,4 @@
-"""Full disks, read-only places, little memory, few files, no home, a wrong clock, others at work: an error or a result, never half of one."""
+"""Full disks, read-only places, little memory, few files, no home, a wrong clock, others at work: a result or an error, never half."""
 
 from __future__ import annotations
 
