@@ -60,6 +60,8 @@ def material(pico_fp16: Path, tmp_path_factory: pytest.TempPathFactory) -> Mater
 def arena(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Arena]:
     """A place to run bad inputs in, without TensorRT even where there is one."""
     monkeypatch.setattr(TensorRTBackend, "missing", lambda self: "no GPU in this test")
+    # the good model's export is in the cache; a bad one that gets so far would take minutes before it is found out
+    monkeypatch.setattr("gmf_edge.model.export.export_plain", _reached)
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
@@ -67,3 +69,7 @@ def arena(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Arena]:
     yield Arena(tmp_path)
     os.chdir(before)
     cache_root.cache_clear()
+
+
+def _reached(*arguments: object) -> None:
+    raise AssertionError("a bad input reached the export")

@@ -55,7 +55,12 @@ def test_a_sample_of_bad_inputs_is_refused_well(family: Family, material: Materi
 def test_every_bad_input_is_refused_well(family: Family, material: Material, arena: Arena) -> None:
     cases = cases_of(family, material)
     assert len(cases) >= FAMILIES[family][0]
-    mishandled = [problem for case in cases if (problem := arena.mishandled(case))]
+    mishandled = []
+    for case in cases:
+        problem = arena.mishandled(case)
+        if problem:
+            print(problem)
+            mishandled.append(problem)
     print(f"{family.__name__}: {len(cases)} tried, {len(mishandled)} mishandled")
     assert mishandled == []
 
