@@ -94,11 +94,14 @@ def _archives(material: Material, rng: random.Random) -> Iterator[BadInput]:
     for size in sorted(rng.sample(range(2, 400), 8)):
         cut = rewritten(lambda name, old, size=size: old[:size] if name.endswith("data.pkl") else old)  # type: ignore[misc]
         yield bad(f"data.pkl cut at {size}", _given(cut, "w.pth"))
+    # what else is in the zip's last record PyTorch does without
     listing = material.pth.rfind(b"PK\x05\x06")
-    for offset in range(listing, listing + 20, 2):
+    for offset in range(4):
         damaged = bytearray(material.pth)
-        damaged[offset] ^= 0xFF
-        yield bad(f"byte {offset - listing} of the zip's last record", _given(bytes(damaged), "w.pth"))
+        damaged[listing + offset] ^= 0xFF
+        yield bad(f"byte {offset} of the zip's last record", _given(bytes(damaged), "w.pth"))
+    for size in (1, 10, 21):
+        yield bad(f"the last {size} bytes gone", _given(material.pth[:-size], "w.pth"))
 
 
 def _headers(material: Material, rng: random.Random) -> Iterator[BadInput]:

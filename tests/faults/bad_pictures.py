@@ -62,14 +62,9 @@ def pictures(material: Material, rng: random.Random) -> Iterator[BadInput]:
     for depth, colour in ((3, 2), (8, 1), (16, 3), (255, 255)):
         yield bad(f"a PNG of depth {depth}, colour {colour}", given(png(8, 8, depth=depth, colour=colour), "a.png"))
     for kind, start in ((b"zTXt", b"k\0\0"), (b"iTXt", b"k\0\1\0\0\0")):
-        bomb = start + zlib.compress(bytes(200 * 2**20), 9)
-        yield bad(f"a bomb in {kind!r}", given(png(8, 8, (kind, bomb)), "a.png"))
-    bomb = Image.new("L", (30000, 30000))
-    for name, form in (("bomb.png", "PNG"), ("bomb.tif", "TIFF")):
-        target = io.BytesIO()
-        bomb.save(target, form, **({"compression": "tiff_deflate"} if form == "TIFF" else {"compress_level": 1}))
-        yield bad(f"900 million pixels in {len(target.getvalue()) >> 10} KiB of {form}", given(target.getvalue(), name))
-    del bomb
+        yield bad(f"a bomb in {kind!r}", _text_bomb(material, kind, start))
+    for form in ("PNG", "TIFF"):
+        yield bad(f"144 million black pixels in a small {form}", _pixel_bomb(material, form))
     headers = {
         "a.bmp": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 2**30, 2**30, 1, 24, 0, 0, 0, 0, 0, 0),
         "b.ppm": b"P6 100000 100000 255\n",
@@ -108,6 +103,23 @@ def pictures(material: Material, rng: random.Random) -> Iterator[BadInput]:
     }.items():
         yield bad(f"{name} instead of a picture", given(content, name))
     yield from _picture_places(material)
+
+
+def _text_bomb(material: Material, kind: bytes, start: bytes) -> Callable[[Path], Sequence[object]]:
+    def make(here: Path) -> Sequence[object]:
+        (here / "a.png").write_bytes(png(8, 8, (kind, start + zlib.compress(bytes(64 * 2**20), 1))))
+        return ["predict", material.bundle, here / "a.png"]
+
+    return make
+
+
+def _pixel_bomb(material: Material, form: str) -> Callable[[Path], Sequence[object]]:
+    def make(here: Path) -> Sequence[object]:
+        options = {"compression": "tiff_deflate"} if form == "TIFF" else {"compress_level": 1}
+        Image.new("L", (12000, 12000)).save(here / "bomb", form, **options)
+        return ["predict", material.bundle, here / "bomb"]
+
+    return make
 
 
 def _picture_places(material: Material) -> Iterator[BadInput]:
@@ -288,6 +300,10 @@ def archives(material: Material, rng: random.Random) -> Iterator[BadInput]:
         damaged = bytearray(good)
         damaged[last + offset] ^= 0xFF
         yield bad(f"byte {offset} of the last record", given(bytes(damaged)))
-    zeros = {**pictures, "0/zeros.png": bytes(MAX_FILE_BYTES + 1)}
-    yield bad("a picture of zeros that packs a thousand to one", given(packed(zeros, zipfile.ZIP_DEFLATED)))
+
+    def zeros(here: Path) -> Sequence[object]:
+        content = packed({**pictures, "0/zeros.png": bytes(MAX_FILE_BYTES + 1)}, zipfile.ZIP_DEFLATED)
+        return given(content)(here)
+
+    yield bad("a picture of zeros that packs a thousand to one", zeros)
     yield bad("an archive in an archive", given(packed({"inner.zip": good})))

@@ -143,7 +143,7 @@ def _problems(ended: Ended, statuses: frozenset[int]) -> Iterator[str]:
         yield f"status {ended.status}, not {sorted(statuses)}"
     if len(errors) != 1 or len(remedies) != 1:
         yield f"{len(errors)} lines of what and {len(remedies)} of what to do"
-    if "Traceback" in ended.err + ended.out or any("unexpected" in line for line in errors):
+    if "Traceback" in ended.err + ended.out or any(line.startswith("error: unexpected ") for line in errors):
         yield "a traceback or a fault of ours"
     if not (ended.out.splitlines() or [""])[-1].startswith("FAILED: "):
         yield "no FAILED at the end"
