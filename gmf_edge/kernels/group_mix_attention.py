@@ -40,6 +40,7 @@ CRPE_2 = tl.constexpr(layout.CRPE_ROW[2])
 CRPE_3 = tl.constexpr(layout.CRPE_ROW[3])
 CRPE_BIAS = tl.constexpr(layout.CRPE_BIAS_ROW)
 VECTOR_ROWS = tl.constexpr(layout.VECTOR_ROWS)
+BLOCK = tl.constexpr(layout.BLOCK_TOKENS)
 
 
 @triton.jit
@@ -144,39 +145,116 @@ def _hard_swish(x):
 
 
 @triton.jit
-def _depthwise(
-    tokens,
-    stride,
+def _multiply(a, b):
+    """Tensor-core product with FP32 sums; FP32 operands are not rounded to TF32."""
+    return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def _places(first, last, width, gap, ROWS: tl.constexpr, T: tl.constexpr):
+    """Token numbers and validity of ROWS slots: two of [ROWS]. T slots from block `first` on, the next T from `gap` blocks later on.
+
+    A block is BLOCK neighbours of one row of the map; the last block of a row may stick out of the map. `last` is the first
+    block that is not the program's.
+    """
+    slot = tl.arange(0, ROWS)
+    block = first + slot % T // BLOCK + slot // T * gap
+    per_row = (width + BLOCK - 1) // BLOCK
+    x = block % per_row * BLOCK + slot % BLOCK
+    return block // per_row * width + x, (block < last) & (x < width)
+
+
+@triton.jit
+def _window_row(
+    row,
+    mine,
+    x,
+    top,
+    c,
     weights,
-    n,
-    valid,
     height,
     width,
-    first,
+    dy,
+    STRIDE: tl.constexpr,
     S: tl.constexpr,
     P: tl.constexpr,
     K: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """What row dy of a K x K window reads: K + 3 values [R, CHANNELS] FP32 around each block, K weights [1, CHANNELS].
+
+    row points at the first block's token in the window's first row, which is row `top` of the map; `mine` are the blocks to compute.
+    """
+    row_ok = mine & (top + dy >= 0) & (top + dy < height)
+    row += dy * width * STRIDE
+    weights += dy * (K * P)
+    values = ()
+    for j in tl.static_range(K + BLOCK - 1):
+        ok = row_ok & (x + j >= K // 2) & (x + j < width + K // 2)
+        # WHOLE: no channel of the chunk is beyond S
+        inside = ok[:, None] if WHOLE else ok[:, None] & (c < S)[None, :]
+        values = values + (tl.load(row + (j - K // 2) * STRIDE, mask=inside, other=0.0).to(tl.float32),)
+    taps = ()
+    for dx in tl.static_range(K):
+        taps = taps + (tl.load(weights + dx * P)[None, :],)
+    return values, taps
+
+
+@triton.jit
+def _depthwise(
+    tokens,
+    weights,
+    first,
+    last,
+    gap,
+    way,
+    height,
+    width,
+    channel,
+    STRIDE: tl.constexpr,
+    S: tl.constexpr,
+    P: tl.constexpr,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
     T: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """K x K window around each of the tokens n for channels first .. first + CHANNELS - 1: [T, CHANNELS] FP32.
+    """K x K window around each token of ROWS slots for channels channel .. channel + CHANNELS - 1: [ROWS, CHANNELS] FP32.
 
-    tokens points at channel 0 of token 0, `stride` elements part two tokens; weights points at the first of K * K rows of P.
+    A thread holds BLOCK neighbours of a row, so that a value, loaded and converted once, serves up to BLOCK taps, and a weight BLOCK
+    tokens. Slots as in _places; behind each T of them the channels start `way` elements later: with gap 0 the same window over two
+    groups of channels, one below the other.
+    tokens points at channel 0 of token 0, STRIDE elements part two tokens; weights points at the first of K * K rows of P.
     Outside the map and beyond channel S the values are zero.
     """
-    c = first + tl.arange(0, CHANNELS)
-    y = n // width
-    x = n % width
-    total = tl.zeros([T, CHANNELS], tl.float32)
+    R: tl.constexpr = ROWS // BLOCK
+    G: tl.constexpr = T // BLOCK
+    WHOLE: tl.constexpr = S % CHANNELS == 0
+    tl.static_assert(BLOCK == 4, "four sums are joined below")
+    c = channel + tl.arange(0, CHANNELS)
+    r = tl.arange(0, R)
+    block = first + r % G + r // G * gap
+    per_row = (width + BLOCK - 1) // BLOCK
+    y = block // per_row
+    x = block % per_row * BLOCK
+    row = tokens + (r // G * way + ((y - K // 2) * width + x) * STRIDE)[:, None] + c[None, :]
+    weights += c
+    sum_0 = tl.zeros([R, CHANNELS], tl.float32)
+    sum_1 = sum_0
+    sum_2 = sum_0
+    sum_3 = sum_0
     for dy in range(K):
-        row_ok = valid & (y + dy >= K // 2) & (y + dy < height + K // 2)
-        row = tokens + (n + (dy - K // 2) * width)[:, None] * stride + c[None, :]
+        values, taps = _window_row(
+            row, block < last, x, y - K // 2, c, weights, height, width, dy, STRIDE, S, P, K, WHOLE
+        )
         for dx in tl.static_range(K):
-            ok = row_ok & (x + dx >= K // 2) & (x + dx < width + K // 2)
-            inside = ok[:, None] & (c < S)[None, :]
-            value = tl.load(row + (dx - K // 2) * stride, mask=inside, other=0.0).to(tl.float32)
-            total += value * tl.load(weights + (dy * K + dx) * P + c)[None, :]
-    return total
+            sum_0 += values[dx] * taps[dx]
+            sum_1 += values[dx + 1] * taps[dx]
+            sum_2 += values[dx + 2] * taps[dx]
+            sum_3 += values[dx + 3] * taps[dx]
+    # [R, CHANNELS] of each of the four -> a row a token, in the order of the slots
+    both = tl.join(tl.join(sum_0, sum_1), tl.join(sum_2, sum_3))
+    return tl.reshape(tl.permute(both, (0, 3, 2, 1)), (ROWS, CHANNELS))
 
 
 @triton.jit
@@ -184,62 +262,46 @@ def _separable(
     tokens,
     weights,
     matrix,
-    n,
-    valid,
+    first,
+    last,
+    gap,
+    way,
     height,
     width,
+    STRIDE: tl.constexpr,
     S: tl.constexpr,
     P: tl.constexpr,
+    WIDE: tl.constexpr,
     K: tl.constexpr,
+    ROWS: tl.constexpr,
     T: tl.constexpr,
     CHANNELS: tl.constexpr,
+    POINTWISE: tl.constexpr,
 ):
-    """Depthwise K x K of one of the 15 groups of S channels of qkv, then pointwise [in, out]: [T, P] FP32.
+    """Depthwise K x K of S channels, then pointwise [in, out]: [ROWS, WIDE] FP32.
 
-    CHANNELS at a time: wide segments would not fit into the registers at once, and S = 96 leaves a quarter of P idle.
+    CHANNELS at a time: wide segments would not fit into the registers at once, and S = 40, 72, 96 leave a quarter of P or more
+    idle. Without POINTWISE the chunks are put side by side, by the same product with a matrix of zeros and ones.
     """
-    c = tl.arange(0, P)
-    mixed = tl.zeros([T, P], tl.float32)
-    for first in range(0, S, CHANNELS):
-        spread = _depthwise(tokens, 15 * S, weights, n, valid, height, width, first, S, P, K, T, CHANNELS)
-        part = tl.load(matrix + (first + tl.arange(0, CHANNELS))[:, None] * P + c[None, :])
-        mixed += _multiply(spread.to(part.dtype), part)
+    # tensor cores take at least 16 channels: those of a chunk of 8 alternate with zeros
+    SPREAD: tl.constexpr = 1 if CHANNELS >= 16 else 2
+    c = tl.arange(0, WIDE)
+    i = tl.arange(0, CHANNELS * SPREAD)
+    mixed = tl.zeros([ROWS, WIDE], tl.float32)
+    for channel in range(0, S, CHANNELS):
+        spread = _depthwise(
+            tokens, weights, first, last, gap, way, height, width, channel, STRIDE, S, P, K, ROWS, T, CHANNELS
+        ).to(matrix.dtype.element_ty)
+        if SPREAD == 2:
+            spread = tl.reshape(tl.join(spread, tl.zeros_like(spread)), (ROWS, CHANNELS * SPREAD))
+        source = channel + i // SPREAD
+        real = (i % SPREAD == 0)[:, None]
+        if POINTWISE:
+            part = tl.load(matrix + source[:, None] * P + c[None, :], mask=real, other=0.0)
+        else:
+            part = (real & (source[:, None] == c[None, :])).to(spread.dtype)
+        mixed += _multiply(spread, part)
     return mixed
-
-
-@triton.jit
-def _multiply(a, b):
-    """Tensor-core product with FP32 sums; FP32 operands are not rounded to TF32."""
-    return tl.dot(a, b, input_precision="ieee")
-
-
-@triton.jit
-def _proxy(
-    tokens,
-    vectors,
-    matrices,
-    n,
-    valid,
-    height,
-    width,
-    SEGMENT: tl.constexpr,
-    S: tl.constexpr,
-    P: tl.constexpr,
-    T: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
-    """q', k' or v' of one of the segments 0..3 for a tile of tokens: [T, P] FP32; padded channels are 0."""
-    c = tl.arange(0, P)
-    if SEGMENT == 0:
-        inside = valid[:, None] & (c < S)[None, :]
-        mixed = tl.load(tokens + n[:, None] * (15 * S) + c[None, :], mask=inside, other=0.0).to(tl.float32)
-    else:
-        K: tl.constexpr = 2 * SEGMENT + 1
-        ROW: tl.constexpr = AGGREGATE_1 if SEGMENT == 1 else (AGGREGATE_2 if SEGMENT == 2 else AGGREGATE_3)
-        matrix = matrices + (SEGMENT - 1) * (P * P)
-        mixed = _separable(tokens, vectors + ROW * P, matrix, n, valid, height, width, S, P, K, T, CHANNELS)
-        mixed += tl.load(vectors + (BIAS + SEGMENT - 1) * P + c)[None, :]
-    return _hard_swish(mixed)
 
 
 @triton.jit
@@ -249,6 +311,8 @@ def _aggregate_segment(
     matrices,
     scratch,
     partial,
+    output,
+    query,
     first,
     last,
     height,
@@ -259,37 +323,61 @@ def _aggregate_segment(
     T: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """v' to scratch, and the softmax statistics of tokens first..last - 1 to `partial`; the pointers are those of one image."""
+    """One of the segments 0..3 for blocks first..last - 1; the pointers are those of one image.
+
+    query 0: v' to scratch, the softmax statistics to `partial`, T tokens of k' and v' at a time. query 1: q' of 2T tokens at a time
+    to the place in the output that `attend` will overwrite. The same code computes both: k' above v', or T tokens above the next T.
+    """
     D: tl.constexpr = S // 2
     c = tl.arange(0, P)
+    gap = query * (T // BLOCK)
+    way = (1 - query) * S
+    tokens = qkv + (SEGMENT * 3 * S + way)
     maximum = tl.full([P], float("-inf"), tl.float32)
     total = tl.zeros([P], tl.float32)
     context = tl.zeros([P, P], tl.float32)  # [channel of k, channel of v]
-    for start in range(first, last, T):
-        n = start + tl.arange(0, T)
-        valid = n < last
-        segment = qkv + SEGMENT * 3 * S
-        v = _proxy(segment + 2 * S, vectors, matrices, n, valid, height, width, SEGMENT, S, P, T, CHANNELS).to(
-            scratch.dtype.element_ty
-        )
-        inside = valid[:, None] & (c < S)[None, :]
-        tl.store(scratch + n[:, None] * (4 * S) + SEGMENT * S + c[None, :], v, mask=inside)
-        k = _proxy(segment + S, vectors, matrices, n, valid, height, width, SEGMENT, S, P, T, CHANNELS)
+    for start in range(first, last, gap + T // BLOCK):
+        if SEGMENT == 0:
+            n, there = _places(start, last, width, gap, 2 * T, T)
+            source = n * (15 * S) + tl.arange(0, 2 * T) // T * way
+            inside = there[:, None] & (c < S)[None, :]
+            mixed = tl.load(tokens + source[:, None] + c[None, :], mask=inside, other=0.0).to(tl.float32)
+        else:
+            K: tl.constexpr = 2 * SEGMENT + 1
+            ROW: tl.constexpr = AGGREGATE_1 if SEGMENT == 1 else (AGGREGATE_2 if SEGMENT == 2 else AGGREGATE_3)
+            weights = vectors + ROW * P
+            matrix = matrices + (SEGMENT - 1) * (P * P)
+            mixed = _separable(
+                tokens, weights, matrix, start, last, gap, way, height, width, 15 * S, S, P, P, K, 2 * T, T, CHANNELS, True
+            )
+            mixed += tl.load(vectors + (BIAS + SEGMENT - 1) * P + c)[None, :]
+        mixed = _hard_swish(mixed)
+        if query == 1:
+            place, taken = _places(start, last, width, gap, 2 * T, T)
+            q_target = output + place[:, None] * (5 * S) + SEGMENT * S + c[None, :]
+            tl.store(q_target, mixed.to(output.dtype.element_ty), mask=taken[:, None] & (c < S)[None, :])
+        else:
+            token, valid = _places(start, last, width, 0, T, T)
+            k, v = tl.split(tl.permute(tl.reshape(mixed, (2, T, P)), (1, 2, 0)))
+            v = v.to(scratch.dtype.element_ty)
+            v_target = scratch + token[:, None] * (4 * S) + SEGMENT * S + c[None, :]
+            tl.store(v_target, v, mask=valid[:, None] & (c < S)[None, :])
 
-        # a split has at least one token, so the maximum is finite from the first tile on
-        k = tl.where(valid[:, None], k, float("-inf"))
-        higher = tl.maximum(maximum, tl.max(k, axis=0))
-        rescale = tl.exp(maximum - higher)
-        weight = tl.exp(k - higher[None, :])
-        total = total * rescale + tl.sum(weight, axis=0)
-        context = context * rescale[:, None] + _multiply(tl.trans(weight.to(v.dtype)), v)
-        maximum = higher
+            # the first block of a split has a token, so the maximum is finite from the first tile on
+            k = tl.where(valid[:, None], k, float("-inf"))
+            higher = tl.maximum(maximum, tl.max(k, axis=0))
+            rescale = tl.exp(maximum - higher)
+            weight = tl.exp(k - higher[None, :])
+            total = total * rescale + tl.sum(weight, axis=0)
+            context = context * rescale[:, None] + _multiply(tl.trans(weight.to(v.dtype)), v)
+            maximum = higher
 
-    tl.store(partial + c, maximum, mask=c < S)
-    tl.store(partial + S + c, total, mask=c < S)
-    # only the two diagonal blocks: a head's k meets its own v
-    same_head = (c[:, None] // D == c[None, :] // D) & (c < S)[:, None] & (c < S)[None, :]
-    tl.store(partial + 2 * S + c[:, None] * D + (c % D)[None, :], context, mask=same_head)
+    if query == 0:
+        tl.store(partial + c, maximum, mask=c < S)
+        tl.store(partial + S + c, total, mask=c < S)
+        # only the two diagonal blocks: a head's k meets its own v
+        same_head = (c[:, None] // D == c[None, :] // D) & (c < S)[:, None] & (c < S)[None, :]
+        tl.store(partial + 2 * S + c[:, None] * D + (c % D)[None, :], context, mask=same_head)
 
 
 @triton.jit
@@ -297,7 +385,7 @@ def _aggregate_local(
     qkv,
     vectors,
     matrices,
-    local,
+    output,
     first,
     last,
     height,
@@ -308,23 +396,25 @@ def _aggregate_local(
     T: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """x_agg0 of tokens first..last - 1 to `local`, 5S elements a token; the pointers are those of one image."""
+    """x_agg0 of blocks first..last - 1, 2T tokens at a time, to channels 4S..5S of the output; the pointers are those of one image."""
     c = tl.arange(0, P)
-    for start in range(first, last, T):
-        n = start + tl.arange(0, T)
-        valid = n < last
-        mixed = tl.zeros([T, P], tl.float32)
+    for start in range(first, last, 2 * T // BLOCK):
+        n, valid = _places(start, last, width, 0, 2 * T, 2 * T)
+        mixed = tl.zeros([2 * T, P], tl.float32)
         for t in range(3):
             weights = vectors + (LOCAL + t * 9) * P
             matrix = matrices + (3 + t) * (P * P)
-            mixed += _separable(qkv + (12 + t) * S, weights, matrix, n, valid, height, width, S, P, 3, T, CHANNELS)
+            tokens = qkv + (12 + t) * S
+            mixed += _separable(
+                tokens, weights, matrix, start, last, 0, 0, height, width, 15 * S, S, P, P, 3, 2 * T, 2 * T, CHANNELS, True
+            )
         # LayerNorm over the S real channels; the padded ones hold zeros and must not enter the variance
         centred = tl.where((c < S)[None, :], mixed - (tl.sum(mixed, axis=1) / S)[:, None], 0.0)
         deviation = tl.sqrt(tl.sum(centred * centred, axis=1) / S + EPSILON)
         scaled = centred / deviation[:, None] * tl.load(vectors + NORM * P + c)[None, :]
         x_agg0 = _hard_swish(scaled + tl.load(vectors + (NORM + 1) * P + c)[None, :])
         inside = valid[:, None] & (c < S)[None, :]
-        tl.store(local + n[:, None] * (5 * S) + c[None, :], x_agg0.to(local.dtype.element_ty), mask=inside)
+        tl.store(output + n[:, None] * (5 * S) + 4 * S + c[None, :], x_agg0.to(output.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -337,108 +427,159 @@ def aggregate(
     tiles_per_split,
     scratch,
     partials,
-    local,
+    output,
     EPSILON: tl.constexpr,
     S: tl.constexpr,
     P: tl.constexpr,
     T: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Kernel A: grid (splits, 5, B). x_agg0 goes to `local`, S of the 5S channels of a token of the output."""
+    """Kernel A: grid (splits, 9, B)."""
     split = tl.program_id(0)
-    # the widest windows start first, so that the short jobs fill the end of the launch
+    # the widest windows start first, so that the short jobs fill the end of the launch: k and v of segments 3 and 2, q of both,
+    # x_agg0, k and v of 1, q of 1, k and v of 0, q of 0
     job = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
-    tokens = height * width
-    first = split * tiles_per_split * T
-    last = tl.minimum(first + tiles_per_split * T, tokens)
-    qkv += batch * tokens * (15 * S)
-    scratch += batch * tokens * (4 * S)
-    local += batch * tokens * (5 * S)
-    partial = partials + (batch * tl.num_programs(0) + split) * (4 * S * (2 + S // 2))
-    if job == 0:
-        _aggregate_segment(
-            qkv, vectors, matrices, scratch, partial + 3 * S * (2 + S // 2), first, last, height, width, 3, S, P, T, CHANNELS
-        )
-    elif job == 1:
-        _aggregate_segment(
-            qkv, vectors, matrices, scratch, partial + 2 * S * (2 + S // 2), first, last, height, width, 2, S, P, T, CHANNELS
-        )
-    elif job == 2:
-        _aggregate_local(qkv, vectors, matrices, local, first, last, height, width, EPSILON, S, P, T, CHANNELS)
-    elif job == 3:
-        _aggregate_segment(
-            qkv, vectors, matrices, scratch, partial + S * (2 + S // 2), first, last, height, width, 1, S, P, T, CHANNELS
-        )
-    else:
-        _aggregate_segment(qkv, vectors, matrices, scratch, partial, first, last, height, width, 0, S, P, T, CHANNELS)
+    query = ((job == 2) | (job == 3) | (job == 6) | (job == 8)).to(tl.int32)
+    # q and x_agg0 need half the programs: every second one takes the tokens of two splits
+    double = query + (job == 4).to(tl.int32)
+    if split * double % 2 == 0:
+        tokens = height * width
+        per_split = tiles_per_split * (T // BLOCK)
+        first = split * per_split
+        last = tl.minimum(first + (1 + double) * per_split, height * ((width + BLOCK - 1) // BLOCK))
+        qkv += batch * tokens * (15 * S)
+        scratch += batch * tokens * (4 * S)
+        output += batch * tokens * (5 * S)
+        PARTIAL: tl.constexpr = S * (2 + S // 2)
+        partial = partials + (batch * tl.num_programs(0) + split) * (4 * PARTIAL)
+        if (job == 0) | (job == 2):
+            partial += 3 * PARTIAL
+            _aggregate_segment(
+                qkv, vectors, matrices, scratch, partial, output, query, first, last, height, width, 3, S, P, T, CHANNELS
+            )
+        elif (job == 1) | (job == 3):
+            partial += 2 * PARTIAL
+            _aggregate_segment(
+                qkv, vectors, matrices, scratch, partial, output, query, first, last, height, width, 2, S, P, T, CHANNELS
+            )
+        elif job == 4:
+            _aggregate_local(qkv, vectors, matrices, output, first, last, height, width, EPSILON, S, P, T, CHANNELS)
+        elif job <= 6:
+            partial += PARTIAL
+            _aggregate_segment(
+                qkv, vectors, matrices, scratch, partial, output, query, first, last, height, width, 1, S, P, T, CHANNELS
+            )
+        else:
+            _aggregate_segment(
+                qkv, vectors, matrices, scratch, partial, output, query, first, last, height, width, 0, S, P, T, CHANNELS
+            )
 
 
 @triton.jit
-def _merged_context(partials, splits, SCALE: tl.constexpr, S: tl.constexpr, P: tl.constexpr):
-    """context * scale / l over all splits of one image and segment: [channel of k, channel of v] FP32, zero between heads."""
+def _merged_context(
+    partials, splits, first, SCALE: tl.constexpr, S: tl.constexpr, PART: tl.constexpr, P: tl.constexpr, MERGE: tl.constexpr
+):
+    """context * scale / l over all splits for channels first .. first + PART - 1 of a segment of one image: [P, P] FP32.
+
+    [channel of k, channel of v], zero between heads. MERGE splits at a time, whose loads do not wait for each other.
+    """
     D: tl.constexpr = S // 2
     c = tl.arange(0, P)
-    same_head = (c[:, None] // D == c[None, :] // D) & (c < S)[:, None] & (c < S)[None, :]
+    real = c < PART
+    same_head = (c[:, None] // D == c[None, :] // D) & real[:, None] & real[None, :]
+    partials += first
+    block = 2 * S - first + (first + c)[:, None] * D + (c % D)[None, :]
     maximum = tl.full([P], float("-inf"), tl.float32)
     total = tl.zeros([P], tl.float32)
     context = tl.zeros([P, P], tl.float32)
-    for _ in range(splits):
-        # padded channels: a finite maximum and a sum of 1 keep infinities out of their arithmetic
-        m = tl.load(partials + c, mask=c < S, other=0.0)
-        higher = tl.maximum(maximum, m)
+    for group in range(0, splits, MERGE):
+        m = ()
+        sums = ()
+        contexts = ()
+        higher = maximum
+        for i in tl.static_range(MERGE):
+            there = real & (group + i < splits)
+            m = m + (tl.load(partials + i * (4 * S * (2 + D)) + c, mask=there, other=float("-inf")),)
+            sums = sums + (tl.load(partials + i * (4 * S * (2 + D)) + S + c, mask=there, other=0.0),)
+            blocks = partials + i * (4 * S * (2 + D)) + block
+            contexts = contexts + (tl.load(blocks, mask=same_head & (group + i < splits), other=0.0),)
+            higher = tl.maximum(higher, m[i])
+        # padded channels: a finite maximum keeps infinities out of their arithmetic
+        higher = tl.where(real, higher, 0.0)
         before = tl.exp(maximum - higher)
-        now = tl.exp(m - higher)
-        total = total * before + tl.load(partials + S + c, mask=c < S, other=1.0) * now
-        block = tl.load(partials + 2 * S + c[:, None] * D + (c % D)[None, :], mask=same_head, other=0.0)
-        context = context * before[:, None] + block * now[:, None]
+        total = total * before
+        context = context * before[:, None]
+        for i in tl.static_range(MERGE):
+            now = tl.exp(m[i] - higher)
+            total += sums[i] * now
+            context += contexts[i] * now[:, None]
         maximum = higher
-        partials += 4 * S * (2 + D)
-    return context * (SCALE / total)[:, None]
+        partials += MERGE * (4 * S * (2 + D))
+    # padded channels have no sum
+    return context * (SCALE / tl.where(real, total, 1.0))[:, None]
 
 
 @triton.jit
-def _attend_segment(
-    qkv,
+def _attend_part(
     vectors,
     matrices,
     scratch,
     partials,
-    output,
     splits,
+    segment,
+    part,
     height,
     width,
-    SEGMENT: tl.constexpr,
+    output,
+    K: tl.constexpr,
     SCALE: tl.constexpr,
     S: tl.constexpr,
     P: tl.constexpr,
     T: tl.constexpr,
     CHANNELS: tl.constexpr,
+    PARTS: tl.constexpr,
+    MERGE: tl.constexpr,
 ):
-    """Channels SEGMENT * S .. SEGMENT * S + S of the output for one tile of tokens; the pointers are those of one image."""
-    K: tl.constexpr = 3 if SEGMENT == 0 else (5 if SEGMENT == 1 else 7)
-    ROW: tl.constexpr = CRPE_0 if SEGMENT == 0 else (CRPE_1 if SEGMENT == 1 else (CRPE_2 if SEGMENT == 2 else CRPE_3))
-    c = tl.arange(0, P)
-    n = tl.program_id(0) * T + tl.arange(0, T)
-    valid = n < height * width
-    position = _depthwise(scratch + SEGMENT * S, 4 * S, vectors + ROW * P, n, valid, height, width, 0, S, P, K, T, P)
-    position += tl.load(vectors + (CRPE_BIAS + SEGMENT) * P + c)[None, :]
-    q = _proxy(qkv + SEGMENT * 3 * S, vectors, matrices, n, valid, height, width, SEGMENT, S, P, T, CHANNELS)
-    context = _merged_context(partials + SEGMENT * S * (2 + S // 2), splits, SCALE, S, P)
+    """S / PARTS channels of a segment of the output for one tile of tokens; the pointers are those of one image."""
+    # of the part: its channels, and their number padded as P is
+    PART: tl.constexpr = S // PARTS
+    WIDE: tl.constexpr = P // PARTS
+    ROW: tl.constexpr = CRPE_0 if K == 3 else (CRPE_1 if K == 5 else CRPE_2)
+    c = tl.arange(0, WIDE)
+    start = tl.program_id(0) * (T // BLOCK)
+    last = height * ((width + BLOCK - 1) // BLOCK)
+    n, valid = _places(start, last, width, 0, T, T)
+    channel = part * PART
+    target = output + n[:, None] * (5 * S) + segment * S + channel + c[None, :]
+    inside = valid[:, None] & (c < PART)[None, :]
     half = output.dtype.element_ty
-    mixed = _multiply(q.to(half), context.to(half)) + q * position
-    inside = valid[:, None] & (c < S)[None, :]
-    tl.store(output + n[:, None] * (5 * S) + SEGMENT * S + c[None, :], mixed.to(half), mask=inside)
+    q = tl.load(target, mask=inside, other=0.0)
+    values = scratch + segment * S + channel
+    # segments 2 and 3 both have 7 x 7 taps
+    weights = vectors + (tl.where(segment == 3, CRPE_3, ROW) * P + channel)
+    if CHANNELS == WIDE:
+        position = _depthwise(
+            values, weights, start, last, 0, 0, height, width, 0, 4 * S, PART, P, K, T, T, CHANNELS
+        )
+    else:
+        position = _separable(
+            values, weights, matrices, start, last, 0, 0, height, width, 4 * S, PART, P, WIDE, K, T, T, CHANNELS, False
+        )
+    position += tl.load(vectors + (CRPE_BIAS + segment) * P + channel + c, mask=c < PART, other=0.0)[None, :]
+    context = _merged_context(partials + segment * (S * (2 + S // 2)), splits, channel, SCALE, S, PART, WIDE, MERGE)
+    mixed = _multiply(q, context.to(half)) + q.to(tl.float32) * position
+    # every thread has read its share of q' before another writes over it
+    tl.debug_barrier()
+    tl.store(target, mixed.to(half), mask=inside)
 
 
 @triton.jit
 def attend(
-    qkv,
     vectors,
     matrices,
     scratch,
     partials,
-    local,
     height,
     width,
     splits,
@@ -448,20 +589,29 @@ def attend(
     P: tl.constexpr,
     T: tl.constexpr,
     CHANNELS: tl.constexpr,
+    PARTS: tl.constexpr,
+    MERGE: tl.constexpr,
 ):
-    """Kernel B: grid (tiles of T tokens, 4, B). `local` orders this launch behind the one that wrote x_agg0, and is not read."""
-    job = tl.program_id(1)
+    """Kernel B: grid (tiles of T tokens, 4 * PARTS, B). q' stands in the output and is overwritten."""
+    segment = 3 - tl.program_id(1) // PARTS
+    part = tl.program_id(1) % PARTS
     batch = tl.program_id(2).to(tl.int64)
     tokens = height * width
-    qkv += batch * tokens * (15 * S)
     scratch += batch * tokens * (4 * S)
     output += batch * tokens * (5 * S)
     partials += batch * splits * (4 * S * (2 + S // 2))
-    if job == 0:
-        _attend_segment(qkv, vectors, matrices, scratch, partials, output, splits, height, width, 3, SCALE, S, P, T, CHANNELS)
-    elif job == 1:
-        _attend_segment(qkv, vectors, matrices, scratch, partials, output, splits, height, width, 2, SCALE, S, P, T, CHANNELS)
-    elif job == 2:
-        _attend_segment(qkv, vectors, matrices, scratch, partials, output, splits, height, width, 1, SCALE, S, P, T, CHANNELS)
-    elif job == 3:
-        _attend_segment(qkv, vectors, matrices, scratch, partials, output, splits, height, width, 0, SCALE, S, P, T, CHANNELS)
+    if segment >= 2:
+        _attend_part(
+            *(vectors, matrices, scratch, partials, splits, segment, part, height, width, output),
+            *(7, SCALE, S, P, T, CHANNELS, PARTS, MERGE),
+        )
+    elif segment == 1:
+        _attend_part(
+            *(vectors, matrices, scratch, partials, splits, segment, part, height, width, output),
+            *(5, SCALE, S, P, T, CHANNELS, PARTS, MERGE),
+        )
+    else:
+        _attend_part(
+            *(vectors, matrices, scratch, partials, splits, segment, part, height, width, output),
+            *(3, SCALE, S, P, T, CHANNELS, PARTS, MERGE),
+        )
