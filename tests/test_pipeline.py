@@ -166,6 +166,9 @@ def test_kernels_travel_in_the_plugin_graphs(pico_export: Path, tmp_path: Path) 
             assert len(attributes["kernels"].s) > 1000
             assert attributes["packed"].i == 1
             assert len(node.input) == 3
+            [vectors] = [onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name == node.input[1]]
+            # FP32 for the kernels, and not by way of FP16
+            assert not np.array_equal(vectors, vectors.astype(np.float16))
 
 
 def test_pipeline_leaves_nothing_behind_when_it_fails(pico_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import base64
 import struct
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gmf_edge.errors import KernelError
 from gmf_edge.kernels.compile import KERNELS, TYPES, KernelTable
@@ -81,6 +83,7 @@ def attach_kernels(
     archs: tuple[str, ...] | None = None,
     pack: bool = True,
     builder_type: str | None = None,
+    exact: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> onnx.ModelProto:
     """A copy of plugin.onnx whose fused nodes carry their kernels and the names that TensorRT's parser wants.
 
@@ -91,6 +94,7 @@ def attach_kernels(
             weights as they are, for engines whose weights are refitted.
         builder_type: the kernels' type where the builder converts between types (TensorRT 8.6, INT8: its graph is FP32 and the builder
             makes the rest FP16); None where tensors have the type that the graph says.
+        exact: FP32 weights of the graph before it was lowered, by name: `vectors`, which is FP32, then holds them unrounded.
 
     Raises:
         KernelError: there is no such node, no kernel for its width and type, or weights that are not initializers.
@@ -109,7 +113,7 @@ def attach_kernels(
         width = given["segment_dim"].i
         dtype = builder_type or node_type(attached, node)
         if pack and len(node.input) == len(INPUT_NAMES):
-            names = pack_node(attached, node, dtype)
+            names = pack_node(attached, node, dtype, exact or {})
             del node.input[1:]
             node.input.extend(names)
         elif len(node.input) == len(INPUT_NAMES):
@@ -136,7 +140,7 @@ def node_type(model: onnx.ModelProto, node: onnx.NodeProto) -> str:
     """The type, of compile.TYPES, in which a fused node computes: that of its matrices, which is qkv's as well.
 
     Raises:
-        KernelError: its weights are not initializers, or of another type.
+        KernelError: its weights are not initializers, or of another type than kernels have or than qkv.
     """
     from onnx import TensorProto
 
@@ -147,6 +151,14 @@ def node_type(model: onnx.ModelProto, node: onnx.NodeProto) -> str:
     if types.get(name) not in known:
         raise KernelError(
             f"{node.name}: the weight {name} is not an initializer of a type that kernels have", "give gmf-edge's plugin.onnx"
+        )
+    declared = {info.name: info.type.tensor_type.elem_type for info in (*model.graph.input, *model.graph.value_info)}
+    qkv = declared.get(node.input[0], types[name])
+    if qkv != types[name]:
+        # the kernels would read memory of another type
+        raise KernelError(
+            f"{node.name}: qkv is {TensorProto.DataType.Name(qkv)}, its weights are {TensorProto.DataType.Name(types[name])}",
+            "give gmf-edge's plugin.onnx, whose nodes are of one type",
         )
     return known[types[name]]
 
@@ -165,7 +177,9 @@ def widths_by_type(model: onnx.ModelProto) -> dict[str, set[int]]:
     return widths
 
 
-def pack_node(model: onnx.ModelProto, node: onnx.NodeProto, dtype: str) -> tuple[str, str]:
+def pack_node(
+    model: onnx.ModelProto, node: onnx.NodeProto, dtype: str, exact: Mapping[str, NDArray[np.float32]]
+) -> tuple[str, str]:
     """Adds `vectors` (FP32) and `matrices` (of the kernels' type) of a fused node to the graph's initializers; returns their names.
 
     Raises:
@@ -177,7 +191,13 @@ def pack_node(model: onnx.ModelProto, node: onnx.NodeProto, dtype: str) -> tuple
     missing = [name for name in node.input[1:] if name not in constants]
     if missing:
         raise KernelError(f"{node.name}: the weight {missing[0]} is not an initializer", "give the plugin.onnx that gmf-edge wrote")
-    arrays = {name: numpy_helper.to_array(constants[given]) for name, given in zip(INPUT_NAMES[1:], node.input[1:], strict=True)}
+    arrays = {}
+    for name, given in zip(INPUT_NAMES[1:], node.input[1:], strict=True):
+        rounded = numpy_helper.to_array(constants[given])
+        # precision.fp16 calls the FP16 copy of a weight so
+        before = exact.get(given.removesuffix("/float16"))
+        same = before is not None and np.array_equal(before.astype(rounded.dtype), rounded)
+        arrays[name] = before if before is not None and same else rounded
     names = (f"{node.output[0]}/vectors", f"{node.output[0]}/matrices")
     vectors, matrices = packed_arrays(arrays)
     if dtype == "fp16":

@@ -26,7 +26,7 @@ from gmf_edge.ops.group_mix_attention import INPUT_NAMES, LAYER_NORM_EPSILON, no
 from gmf_edge.spec import ModelSpec
 
 # Ampere, Jetson Orin, Ada, Hopper, Blackwell (data center, Thor, desktop)
-ARCHITECTURES = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_110", "sm_120")
+ARCHITECTURES = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_110", "sm_120", "sm_121")
 # in launch order
 KERNELS = ("pack_weights", "aggregate", "attend")
 TYPES = ("fp16", "bf16", "fp32")

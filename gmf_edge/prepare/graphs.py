@@ -86,7 +86,7 @@ def lowered_stage(
         kernels: list[Mapping[str, Any]] = []
         if spec.plugin_archs:
             progress(None, f"compiling GPU kernels for {', '.join(spec.plugin_archs)}")
-            kernels = _attach_kernels(graphs, model, spec)
+            kernels = _attach_kernels(graphs, model, spec, fused.folder / FUSED)
         save_graphs(graphs, folder)
         return {
             "lowering": {**lowered.facts, "kernels": kernels},
@@ -104,7 +104,7 @@ def lowered_stage(
     return cached_stage("lowered", inputs, make, f"3-{spec.precision.value}.onnx", progress)
 
 
-def _attach_kernels(graphs: dict[str, onnx_ir.Model], model: ModelSpec, spec: BuildSpec) -> list[Mapping[str, Any]]:
+def _attach_kernels(graphs: dict[str, onnx_ir.Model], model: ModelSpec, spec: BuildSpec, fused: Path) -> list[Mapping[str, Any]]:
     """Put the compiled kernels of the model's widths into the plugin graphs; what was compiled, for the manifest."""
     import onnx_ir
 
@@ -112,6 +112,8 @@ def _attach_kernels(graphs: dict[str, onnx_ir.Model], model: ModelSpec, spec: Bu
     from gmf_edge.kernels.compile import compile_kernels, compile_widths
 
     dtype = "fp32" if spec.precision is Precision.FP32 else "fp16"
+    weights = onnx_ir.load(fused).graph.initializers.items()
+    exact = {name: value.const_value.numpy() for name, value in weights if value.const_value is not None}
     plugin_graphs = {name: onnx_ir.to_proto(graphs[name]) for name, (form, _) in GRAPH_FILES.items() if form == "plugin"}
     # INT8 for weak typing is an FP32 graph of which the builder makes FP16 what is not INT8, the plugin's tensors among it
     converted = {name for name in plugin_graphs if spec.precision is Precision.INT8 and GRAPH_FILES[name][1] == OPSET_OLD}
@@ -124,7 +126,8 @@ def _attach_kernels(graphs: dict[str, onnx_ir.Model], model: ModelSpec, spec: Bu
             wide = compile_widths(in_fp32, spec.plugin_archs, Path(folder), dtype="fp32")
             table = replace(table, images=(*table.images, *wide.images))
         for name, graph in plugin_graphs.items():
-            graphs[name] = onnx_ir.from_proto(attach_kernels(graph, table, builder_type=dtype if name in converted else None))
+            builder_type = dtype if name in converted else None
+            graphs[name] = onnx_ir.from_proto(attach_kernels(graph, table, builder_type=builder_type, exact=exact))
         return list(table.rows)
 
 

@@ -67,10 +67,10 @@ std::string decodeBase64(std::string const& text) {
 }
 
 // Whether code for one architecture runs on a newer one: CUDA guarantees it within a major version, but not between desktop and Tegra
-// parts (CUDA C++ Programming Guide, Binary Compatibility), nor for code that Triton makes for sm_90 and later (sm_90a and the like).
+// parts such as 8.7 (CUDA C++ Programming Guide, Binary Compatibility), nor for code that Triton makes for sm_90 and later (sm_90a and
+// the like). That leaves Ampere and Ada.
 bool runsOn(uint32_t image, uint32_t device) {
-    constexpr uint32_t kOrin = 87;
-    return image / 10 == 8 && device / 10 == 8 && image <= device && image != kOrin && device != kOrin;
+    return (image == 80 || image == 86) && (device == 86 || device == 89) && image <= device;
 }
 
 std::string textOf(char const* field, size_t size) { return std::string(field, std::find(field, field + size, '\0')); }

@@ -103,6 +103,27 @@ def test_a_node_that_stays_in_fp32_gets_no_fp16_kernels(table: KernelTable, tmp_
     assert {tensor.data_type for tensor in attached.graph.initializer} == {TensorProto.FLOAT}
 
 
+def test_what_the_kernels_read_in_fp32_was_not_rounded_to_fp16(table: KernelTable) -> None:
+    exact = {name: value.astype(np.float32) for name, value in op.random_inputs(np.random.default_rng(0), 80, 1, 49).items()}
+    attached = attach_kernels(plugin_model(80, 7, 7), table, exact=exact)
+    vectors, matrices = (numpy_helper.to_array(tensor) for tensor in attached.graph.initializer)
+    weights = {name: exact[name] for name in op.INPUT_NAMES[1:]}
+    np.testing.assert_array_equal(vectors, packed_arrays(weights)[0])
+    assert not np.array_equal(vectors, vectors.astype(np.float16))
+    np.testing.assert_array_equal(matrices, packed_arrays(weights)[1].astype(np.float16))
+    # weights that changed since are not taken for these
+    other = {name: 2 * value for name, value in exact.items()}
+    again = attach_kernels(plugin_model(80, 7, 7), table, exact=other)
+    assert again == attach_kernels(plugin_model(80, 7, 7), table)
+
+
+def test_a_node_whose_tensors_disagree_is_refused(table: KernelTable) -> None:
+    mixed = plugin_model(80, 7, 7)
+    mixed.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    with pytest.raises(KernelError, match="core: qkv is FLOAT, its weights are FLOAT16"):
+        attach_kernels(mixed, table)
+
+
 def test_a_builder_that_converts_gets_the_kernels_and_matrices_that_it_will_convert_to(table: KernelTable) -> None:
     attached = attach_kernels(plugin_model(80, 7, 7, np.float32), table, builder_type="fp16")
     assert {tensor.name: tensor.data_type for tensor in attached.graph.initializer} == {

@@ -109,7 +109,8 @@ CUresult cuModuleLoadData(CUmodule* module, void const* image) {
     if (theState.refuse) {
         return CUDA_ERROR_INVALID_IMAGE;
     }
-    *module = reinterpret_cast<CUmodule>(new Module{std::string(static_cast<char const*>(image), 4)});
+    theState.lastImage = static_cast<char const*>(image);
+    *module = reinterpret_cast<CUmodule>(new Module{theState.lastImage});
     ++theState.modulesLoaded;
     ++theState.modulesAlive;
     return CUDA_SUCCESS;

@@ -27,6 +27,7 @@ struct State {
     int contextsPushed = 0;
     int modulesLoaded = 0;
     int modulesAlive = 0;
+    std::string lastImage; // what the last module was loaded from, up to its first NUL
     int largestSharedBytes = 0; // asked for with cuFuncSetAttribute
     std::vector<Launch> launches;
 };

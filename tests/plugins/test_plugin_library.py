@@ -28,9 +28,9 @@ pytestmark = [needs_headers, needs_tools]
 
 
 def fake_table(folder: Path) -> KernelTable:
-    """A table of kernels that only the mock driver can run: S = 16, sm_87 and sm_90."""
+    """A table of kernels that only the mock driver can run: S = 16."""
     images = []
-    for arch in ("sm_87", "sm_90"):
+    for arch in ("sm_80", "sm_86", "sm_87", "sm_90"):
         for kernel in KERNELS:
             content = f"\x7fELF {kernel} {arch}".encode() + bytes(range(256))
             path = folder / f"{kernel}-{arch}.cubin"
@@ -148,6 +148,30 @@ def test_the_library_that_registers_itself_says_where_it_cannot(build: Path) -> 
     done = subprocess.run([shutil.which("python3") or "python3", "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "not registered, because libnvinfer.so." in done.stderr
+
+
+REGISTERED_BESIDE = """
+import ctypes, os, sys
+nvinfer = ctypes.CDLL(sys.argv[2], mode=os.RTLD_NOW | os.RTLD_LOCAL) if sys.argv[3] == "loaded" else None
+ctypes.CDLL(sys.argv[1], mode=os.RTLD_NOW | os.RTLD_LOCAL)
+nvinfer = nvinfer or ctypes.CDLL(sys.argv[2])
+nvinfer.registryNotes.restype = ctypes.c_char_p
+print(nvinfer.registryNotes().decode(), end="")
+"""
+
+
+@pytest.mark.parametrize("order", ["loaded", "found"])
+def test_the_library_that_registers_itself_uses_the_interface_of_its_tensorrt(build: Path, order: str) -> None:
+    """Whether the program has loaded TensorRT already, or the loader finds it."""
+    [nvinfer] = (build / "fake").glob("libnvinfer.so.*")
+    runtime = subprocess.run(["c++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    environment = {**os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
+    environment |= {"LD_LIBRARY_PATH": str(nvinfer.parent)} if order == "found" else {}
+    library = str(build / "libgmf_edge_plugin_registered.so")
+    command = [shutil.which("python3") or "python3", "-c", REGISTERED_BESIDE, library, str(nvinfer), order]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    interface = "V2" if nvinfer.name.endswith(".8") else "V3"
+    assert done.stdout == f"{interface} GmfGroupMixAttention 1 ''\n", done.stdout + done.stderr
 
 
 LOADED_BY_DLOPEN = """
