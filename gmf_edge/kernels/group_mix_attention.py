@@ -22,6 +22,8 @@ layout.py. Arguments stand in the order inputs, integers, outputs.
 
 from __future__ import annotations
 
+import math
+
 import triton
 import triton.language as tl
 
@@ -41,6 +43,7 @@ CRPE_3 = tl.constexpr(layout.CRPE_ROW[3])
 CRPE_BIAS = tl.constexpr(layout.CRPE_BIAS_ROW)
 VECTOR_ROWS = tl.constexpr(layout.VECTOR_ROWS)
 BLOCK = tl.constexpr(layout.BLOCK_TOKENS)
+LOG2_E = tl.constexpr(math.log2(math.e))
 
 
 @triton.jit
@@ -141,7 +144,8 @@ def pack_weights(
 
 @triton.jit
 def _hard_swish(x):
-    return x * tl.minimum(tl.maximum(x + 3.0, 0.0), 6.0) * (1.0 / 6.0)
+    # clamping to 0..1 is part of a multiply-add
+    return x * tl.minimum(tl.maximum(x * (1.0 / 6.0) + 0.5, 0.0), 1.0)
 
 
 @triton.jit
@@ -151,17 +155,28 @@ def _multiply(a, b):
 
 
 @triton.jit
+def _row_and_column(block, width):
+    """y of a block of BLOCK neighbours in a row of the map, and x of its first token; the last block of a row may stick out of the map.
+
+    Division by a multiplication with 2^31 / blocks of a row, rounded up: exact while block * blocks of a row < 2^31.
+    """
+    per_row = (width + BLOCK - 1) // BLOCK
+    magic = (2147483647 // per_row + 1).to(tl.uint32)
+    y = tl.umulhi((2 * block).to(tl.uint32), magic).to(tl.int32)
+    return y, (block - y * per_row) * BLOCK
+
+
+@triton.jit
 def _places(first, last, width, gap, ROWS: tl.constexpr, T: tl.constexpr):
     """Token numbers and validity of ROWS slots: two of [ROWS]. T slots from block `first` on, the next T from `gap` blocks later on.
 
-    A block is BLOCK neighbours of one row of the map; the last block of a row may stick out of the map. `last` is the first
-    block that is not the program's.
+    `last` is the first block that is not the program's.
     """
     slot = tl.arange(0, ROWS)
     block = first + slot % T // BLOCK + slot // T * gap
-    per_row = (width + BLOCK - 1) // BLOCK
-    x = block % per_row * BLOCK + slot % BLOCK
-    return block // per_row * width + x, (block < last) & (x < width)
+    y, x = _row_and_column(block, width)
+    x += slot % BLOCK
+    return y * width + x, (block < last) & (x < width)
 
 
 @triton.jit
@@ -234,9 +249,7 @@ def _depthwise(
     c = channel + tl.arange(0, CHANNELS)
     r = tl.arange(0, R)
     block = first + r % G + r // G * gap
-    per_row = (width + BLOCK - 1) // BLOCK
-    y = block // per_row
-    x = block % per_row * BLOCK
+    y, x = _row_and_column(block, width)
     row = tokens + (r // G * way + ((y - K // 2) * width + x) * STRIDE)[:, None] + c[None, :]
     weights += c
     sum_0 = tl.zeros([R, CHANNELS], tl.float32)
@@ -334,7 +347,8 @@ def _aggregate_segment(
     way = (1 - query) * S
     tokens = qkv + (SEGMENT * 3 * S + way)
     maximum = tl.full([P], float("-inf"), tl.float32)
-    total = tl.zeros([P], tl.float32)
+    # sums by the tensor cores as well, 16 times the same column
+    total = tl.zeros([P, 16], tl.float32)
     context = tl.zeros([P, P], tl.float32)  # [channel of k, channel of v]
     for start in range(first, last, gap + T // BLOCK):
         if SEGMENT == 0:
@@ -366,15 +380,16 @@ def _aggregate_segment(
             # the first block of a split has a token, so the maximum is finite from the first tile on
             k = tl.where(valid[:, None], k, float("-inf"))
             higher = tl.maximum(maximum, tl.max(k, axis=0))
-            rescale = tl.exp(maximum - higher)
-            weight = tl.exp(k - higher[None, :])
-            total = total * rescale + tl.sum(weight, axis=0)
-            context = context * rescale[:, None] + _multiply(tl.trans(weight.to(v.dtype)), v)
+            rescale = tl.exp2(maximum * LOG2_E - higher * LOG2_E)[:, None]
+            weight = tl.trans(tl.exp2(k * LOG2_E - (higher * LOG2_E)[None, :]).to(v.dtype))
+            total = total * rescale + _multiply(weight, tl.full([T, 16], 1.0, v.dtype))
+            context = context * rescale + _multiply(weight, v)
             maximum = higher
 
     if query == 0:
         tl.store(partial + c, maximum, mask=c < S)
-        tl.store(partial + S + c, total, mask=c < S)
+        column = tl.arange(0, 16)
+        tl.store(partial + S + c[:, None] + column[None, :], total, mask=(c < S)[:, None] & (column == 0)[None, :])
         # only the two diagonal blocks: a head's k meets its own v
         same_head = (c[:, None] // D == c[None, :] // D) & (c < S)[:, None] & (c < S)[None, :]
         tl.store(partial + 2 * S + c[:, None] * D + (c % D)[None, :], context, mask=same_head)

@@ -232,8 +232,12 @@ def plan(batch: int, height: int, width: int, segment_dim: int, tiling: Tiling, 
     return Geometry(batch, height, width, segment_dim, tiling, -(-tiles // tiles_per_split), tiles_per_split)
 
 
+def fills_the_device(batch: int, height: int, width: int, large_tokens: int, multiprocessors: int) -> bool:
+    """Whether tiles of `large_tokens` slots alone give every multiprocessor enough programs of `aggregate`."""
+    return batch * BUSY_JOBS * tiles_of(height, width, large_tokens) >= 2 * multiprocessors
+
+
 def choose_tiling(batch: int, height: int, width: int, segment_dim: int, multiprocessors: int) -> Tiling:
-    """The tiling for one shape on a device: the large one where it alone gives every multiprocessor enough programs."""
+    """The tiling for one shape on a device: the large one where it fills the device, else the small one."""
     small, large = tilings_of(segment_dim)
-    programs = batch * BUSY_JOBS * tiles_of(height, width, large.aggregate.tokens)
-    return large if programs >= 2 * multiprocessors else small
+    return large if fills_the_device(batch, height, width, large.aggregate.tokens, multiprocessors) else small
