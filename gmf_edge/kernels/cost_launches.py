@@ -1,0 +1,86 @@
+"""The launches of one attention block as a device gets them: which image, which grid, which integers; and the bytes they move.
+
+The one place of the cost tool that knows layout.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from gmf_edge.kernels.compile import KernelImage
+from gmf_edge.kernels.layout import Geometry, plan
+
+# launches of a block whose weights are packed
+LAUNCHES = ("aggregate", "attend")
+# the map whose trip counts weigh a kernel's loops: the third stage at 224
+REFERENCE_SIZE = 14
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch.
+
+    Attributes:
+        image: what is launched.
+        grid: programs in three dimensions; the second is the job, the third the image of the batch.
+        integers: the kernel's integer arguments by name.
+    """
+
+    image: KernelImage
+    grid: tuple[int, int, int]
+    integers: Mapping[str, int]
+
+    @property
+    def programs(self) -> int:
+        return self.grid[0] * self.grid[1] * self.grid[2]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Both launches of a block, bytes of both, and the floor: qkv read once, the output written once."""
+
+    launches: tuple[Launch, ...]
+    tokens: int
+    bytes_moved: int
+    floor_bytes: int
+
+
+def block_of(
+    image_of: Callable[[str, int], KernelImage], segment_dim: int, height: int, width: int, batch: int, multiprocessors: int
+) -> Block:
+    """One block's launches.
+
+    Args:
+        image_of: the image of a kernel for a width.
+        segment_dim, height, width, batch: S, H, W, B.
+        multiprocessors: of the device.
+    """
+    images = [image_of(kernel, segment_dim) for kernel in LAUNCHES]
+    geometry = plan(batch, height * width, segment_dim, images[0].tile_tokens, multiprocessors)
+    element_bytes = 4 if images[0].dtype == "fp32" else 2
+    floor = 4 * 5 * segment_dim * batch * geometry.tokens * element_bytes
+    launches = tuple(_launch(image, geometry, height, width) for image in images)
+    return Block(launches, geometry.tokens, _bytes_moved(geometry, element_bytes), floor)
+
+
+def reference_launch(image: KernelImage) -> Launch:
+    """A launch of one tile a program, whose trip counts weigh the loops of a kernel."""
+    size = REFERENCE_SIZE
+    return _launch(image, plan(1, size * size, image.segment_dim, image.tile_tokens, 1 << 10), size, size)
+
+
+def _launch(image: KernelImage, geometry: Geometry, height: int, width: int) -> Launch:
+    grid = geometry.aggregate_grid if image.kernel == "aggregate" else geometry.attend_grid
+    integers = {"height": height, "width": width, "tiles_per_split": geometry.tiles_per_split, "splits": geometry.splits}
+    return Launch(image, grid, integers)
+
+
+def _bytes_moved(geometry: Geometry, element_bytes: int) -> int:
+    """Every tensor once for each launch that touches it: qkv (aggregate reads k, v and segment 4, attend q), v' and the partial sums
+    written and read, the output, the weights in both."""
+    activations = (15 + 4 + 4 + 5) * geometry.segment_dim * geometry.batch * geometry.tokens * element_bytes
+    partials = 2 * 4 * geometry.batch * geometry.splits * 4 * geometry.partial_floats
+    vectors, matrices = geometry.vectors_shape, geometry.matrices_shape
+    weights = 2 * (4 * vectors[0] * vectors[1] + element_bytes * matrices[0] * matrices[1] * matrices[2])
+    return activations + partials + weights
