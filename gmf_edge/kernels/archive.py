@@ -50,8 +50,9 @@ def kernel_archive(
         KernelError: an image is missing or is not the one that was compiled.
     """
     archs = archs or tuple(dict.fromkeys(image.arch for image in table.images))
-    kernels = KERNELS[1:] if packed else KERNELS
-    images = [image for arch in archs for kernel in kernels for image in table.images_of(kernel, arch, segment_dim, dtype)]
+    uses = [] if packed else [(KERNELS[0], "")]
+    uses += [(kernel, tiling) for kernel in KERNELS[1:] for tiling in TILINGS]
+    images = [table.image_of(kernel, arch, segment_dim, dtype, tiling) for arch in archs for kernel, tiling in uses]
     cubins = [table.read_cubin(image) for image in images]
     records, offset = [], HEADER.size + RECORD.size * len(images)
     for image, cubin in zip(images, cubins, strict=True):

@@ -95,16 +95,15 @@ class KernelTable:
         names = ("arch", "segment_dim", "kernel", "tiling", "dtype", "registers", "spill_bytes", "shared_bytes", "warps", "tile_tokens")
         return [{name: getattr(image, name) for name in names} | {"sha256": image.sha256[:12]} for image in self.images]
 
-    def images_of(self, kernel: str, arch: str, segment_dim: int, dtype: str) -> tuple[KernelImage, ...]:
-        """The images for one use, one a tiling.
+    def image_of(self, kernel: str, arch: str, segment_dim: int, dtype: str, tiling: str) -> KernelImage:
+        """The image for one use; pack_weights has the tiling "".
 
         Raises:
-            KernelError: they were not compiled.
+            KernelError: it was not compiled.
         """
-        use = (kernel, arch, segment_dim, dtype)
-        found = tuple(i for i in self.images if (i.kernel, i.arch, i.segment_dim, i.dtype) == use)
-        if found:
-            return found
+        for image in self.images:
+            if (image.kernel, image.arch, image.segment_dim, image.dtype, image.tiling) == (kernel, arch, segment_dim, dtype, tiling):
+                return image
         held = ", ".join(sorted({f"{i.arch} S={i.segment_dim} {i.dtype}" for i in self.images}))
         raise KernelError(
             f"no kernel {kernel} for {arch}, S={segment_dim}, {dtype} in {self.folder}; there are {held}",

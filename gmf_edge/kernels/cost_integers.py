@@ -276,13 +276,25 @@ def _shift(state: State, i: Instruction) -> Result:
 
 def _scaled_add(state: State, i: Instruction) -> Result:
     sources = sources_of(i)
-    if {"HI", "X"} & set(i.modifiers) or len(sources) < 3:
+    if "X" in i.modifiers or len(sources) < 3:
         return None
+    if "HI" in i.modifiers:
+        return _scaled_add_high(state, i, sources)
     values = _values(state, sources[:3])
     if values is None:
         return None
     total = (values[0] << values[2] & _MASK) + values[1]
     return [total & _MASK, total >> 32] if len(bits_of(i.writes)) == 2 else [total & _MASK]
+
+
+def _scaled_add_high(state: State, i: Instruction, sources: Sequence[str]) -> Result:
+    """The upper half of 64 bits shifted, plus the second source; the third is their upper half unless they are a sign-extended number."""
+    values = _values(state, sources[:4])
+    if values is None or len(bits_of(i.writes)) != 1:
+        return None
+    low, added, shift = values[0], values[1], values[-1]
+    high = _MASK * (low >> 31) if "SX32" in i.modifiers else values[2]
+    return [((high << 32 | low) << shift >> 32) + added & _MASK]
 
 
 def _select(state: State, i: Instruction) -> Result:

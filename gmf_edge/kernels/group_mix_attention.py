@@ -206,7 +206,6 @@ def _window_row(
     values = ()
     for j in tl.static_range(K + BLOCK - 1):
         ok = row_ok & (x + j >= K // 2) & (x + j < width + K // 2)
-        # WHOLE: no channel of the chunk is beyond S
         inside = ok[:, None] if WHOLE else ok[:, None] & (c < S)[None, :]
         values = values + (tl.load(row + (j - K // 2) * STRIDE, mask=inside, other=0.0).to(tl.float32),)
     taps = ()
@@ -244,7 +243,8 @@ def _depthwise(
     """
     R: tl.constexpr = ROWS // BLOCK
     G: tl.constexpr = T // BLOCK
-    WHOLE: tl.constexpr = S % CHANNELS == 0
+    # no channel of the chunk is beyond S
+    WHOLE: tl.constexpr = CHANNELS <= S
     tl.static_assert(BLOCK == 4, "four sums are joined below")
     c = channel + tl.arange(0, CHANNELS)
     r = tl.arange(0, R)
@@ -271,6 +271,47 @@ def _depthwise(
 
 
 @triton.jit
+def _chunk(
+    tokens,
+    weights,
+    matrix,
+    first,
+    last,
+    gap,
+    way,
+    height,
+    width,
+    channel,
+    STRIDE: tl.constexpr,
+    S: tl.constexpr,
+    P: tl.constexpr,
+    WIDE: tl.constexpr,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    T: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    POINTWISE: tl.constexpr,
+):
+    """What channels channel .. channel + CHANNELS - 1 give to _separable: [ROWS, WIDE] FP32."""
+    # tensor cores take at least 16 channels: those of a chunk of 8 alternate with zeros
+    SPREAD: tl.constexpr = 1 if CHANNELS >= 16 else 2
+    i = tl.arange(0, CHANNELS * SPREAD)
+    c = tl.arange(0, WIDE)
+    spread = _depthwise(
+        tokens, weights, first, last, gap, way, height, width, channel, STRIDE, S, P, K, ROWS, T, CHANNELS
+    ).to(matrix.dtype.element_ty)
+    if SPREAD == 2:
+        spread = tl.reshape(tl.join(spread, tl.zeros_like(spread)), (ROWS, CHANNELS * SPREAD))
+    source = channel + i // SPREAD
+    real = (i % SPREAD == 0)[:, None]
+    if POINTWISE:
+        part = tl.load(matrix + source[:, None] * P + c[None, :], mask=real, other=0.0)
+    else:
+        part = (real & (source[:, None] == c[None, :])).to(spread.dtype)
+    return _multiply(spread, part)
+
+
+@triton.jit
 def _separable(
     tokens,
     weights,
@@ -293,27 +334,27 @@ def _separable(
 ):
     """Depthwise K x K of S channels, then pointwise [in, out]: [ROWS, WIDE] FP32.
 
-    CHANNELS at a time: wide segments would not fit into the registers at once, and S = 40, 72, 96 leave a quarter of P or more
-    idle. Without POINTWISE the chunks are put side by side, by the same product with a matrix of zeros and ones.
+    CHANNELS at a time, because wide segments would not fit into the registers at once, then the rest: no channel is computed in vain
+    where CHANNELS <= S. Without POINTWISE the chunks are put side by side, by the same product with a matrix of zeros and ones.
     """
-    # tensor cores take at least 16 channels: those of a chunk of 8 alternate with zeros
-    SPREAD: tl.constexpr = 1 if CHANNELS >= 16 else 2
-    c = tl.arange(0, WIDE)
-    i = tl.arange(0, CHANNELS * SPREAD)
+    REST: tl.constexpr = S % CHANNELS
     mixed = tl.zeros([ROWS, WIDE], tl.float32)
-    for channel in range(0, S, CHANNELS):
-        spread = _depthwise(
-            tokens, weights, first, last, gap, way, height, width, channel, STRIDE, S, P, K, ROWS, T, CHANNELS
-        ).to(matrix.dtype.element_ty)
-        if SPREAD == 2:
-            spread = tl.reshape(tl.join(spread, tl.zeros_like(spread)), (ROWS, CHANNELS * SPREAD))
-        source = channel + i // SPREAD
-        real = (i % SPREAD == 0)[:, None]
-        if POINTWISE:
-            part = tl.load(matrix + source[:, None] * P + c[None, :], mask=real, other=0.0)
-        else:
-            part = (real & (source[:, None] == c[None, :])).to(spread.dtype)
-        mixed += _multiply(spread, part)
+    if CHANNELS > S:
+        mixed = _chunk(
+            *(tokens, weights, matrix, first, last, gap, way, height, width, 0),
+            *(STRIDE, S, P, WIDE, K, ROWS, T, CHANNELS, POINTWISE),
+        )
+    else:
+        for channel in range(0, S - REST, CHANNELS):
+            mixed += _chunk(
+                *(tokens, weights, matrix, first, last, gap, way, height, width, channel),
+                *(STRIDE, S, P, WIDE, K, ROWS, T, CHANNELS, POINTWISE),
+            )
+        if REST > 0:
+            mixed += _chunk(
+                *(tokens, weights, matrix, first, last, gap, way, height, width, S - REST),
+                *(STRIDE, S, P, WIDE, K, ROWS, T, REST, POINTWISE),
+            )
     return mixed
 
 
@@ -350,7 +391,10 @@ def _aggregate_segment(
     # sums by the tensor cores as well, 16 times the same column
     total = tl.zeros([P, 16], tl.float32)
     context = tl.zeros([P, P], tl.float32)  # [channel of k, channel of v]
-    for start in range(first, last, gap + T // BLOCK):
+    tiles = (last - first + T // BLOCK - 1) // (T // BLOCK)
+    # q: twice as many tokens a turn
+    for tile in range(0, (tiles + query) >> query):
+        start = first + tile * (gap + T // BLOCK)
         if SEGMENT == 0:
             n, there = _places(start, last, width, gap, 2 * T, T)
             source = n * (15 * S) + tl.arange(0, 2 * T) // T * way

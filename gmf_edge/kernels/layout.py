@@ -12,8 +12,11 @@ from gmf_edge.errors import KernelError
 
 NUM_SEGMENTS = 5
 MIXED_SEGMENTS = 4
-# programs of `aggregate` for one split: k and v of four segments, q of four, x_agg0; the last five are there for every second split
+# programs of `aggregate` for one split: k and v of four segments, q of four, x_agg0; of q and x_agg0 those of every
+# second split, for the tokens of two
 AGGREGATE_JOBS = 9
+DOUBLE_JOBS = (2, 3, 4, 6, 8)
+# as many programs as there are for each split on average, rounded down
 BUSY_JOBS = 6
 # tensor cores multiply tiles of at least 16
 MIN_PADDED_DIM = 16
@@ -115,8 +118,8 @@ LARGE = {
     8: ((256, 8, 4), (256, 8, 2), 1, 2),
     16: ((128, 16, 4), (128, 16, 2), 1, 2),
     32: ((64, 32, 4), (128, 32, 4), 1, 2),
-    40: ((64, 16, 4), (128, 16, 4), 1, 1),
-    48: ((64, 16, 4), (128, 16, 4), 1, 1),
+    40: ((64, 32, 4), (128, 32, 4), 1, 1),
+    48: ((64, 32, 4), (128, 32, 4), 1, 1),
     64: ((32, 64, 4), (64, 64, 4), 1, 1),
     72: ((64, 32, 8), (128, 16, 4), 2, 1),
     96: ((64, 32, 8), (128, 16, 4), 2, 1),
@@ -186,6 +189,12 @@ class Geometry:
     @property
     def aggregate_grid(self) -> tuple[int, int, int]:
         return (self.splits, AGGREGATE_JOBS, self.batch)
+
+    @property
+    def aggregate_programs(self) -> int:
+        """Programs of `aggregate` that have something to do."""
+        doubled = len(DOUBLE_JOBS)
+        return self.batch * ((AGGREGATE_JOBS - doubled) * self.splits + doubled * -(-self.splits // 2))
 
     @property
     def attend_grid(self) -> tuple[int, int, int]:
