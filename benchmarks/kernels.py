@@ -157,7 +157,7 @@ def rows_of(options: argparse.Namespace) -> list[dict[str, Any]]:
     import numpy as np
     import torch
 
-    from gmf_edge.kernels.layout import plan, tile_of
+    from gmf_edge.kernels.layout import plan, tilings_of
     from gmf_edge.kernels.run import group_mix_attention, packed_weights
     from gmf_edge.ops import group_mix_attention as op
     from gmf_edge.spec import ModelSpec
@@ -181,7 +181,7 @@ def rows_of(options: argparse.Namespace) -> list[dict[str, Any]]:
             rows.append(row)
             if options.interpret:
                 continue
-            geometry = plan(batch, height * width, channels // 5, tile_of(channels // 5).tokens, 1)
+            geometry = plan(batch, height, width, channels // 5, tilings_of(channels // 5)[0], 1)
             packed = packed_weights(x, geometry)
             calls = {
                 "kernels": lambda x=x, h=height, w=width: group_mix_attention(x, h, w),

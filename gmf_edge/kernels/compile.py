@@ -92,7 +92,18 @@ class KernelTable:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """One row a kernel, for printing."""
-        names = ("arch", "segment_dim", "kernel", "tiling", "dtype", "registers", "spill_bytes", "shared_bytes", "warps", "tile_tokens")
+        names = (
+            "arch",
+            "segment_dim",
+            "kernel",
+            "tiling",
+            "dtype",
+            "registers",
+            "spill_bytes",
+            "shared_bytes",
+            "warps",
+            "tile_tokens",
+        )
         return [{name: getattr(image, name) for name in names} | {"sha256": image.sha256[:12]} for image in self.images]
 
     def image_of(self, kernel: str, arch: str, segment_dim: int, dtype: str, tiling: str) -> KernelImage:
@@ -102,7 +113,13 @@ class KernelTable:
             KernelError: it was not compiled.
         """
         for image in self.images:
-            if (image.kernel, image.arch, image.segment_dim, image.dtype, image.tiling) == (kernel, arch, segment_dim, dtype, tiling):
+            if (image.kernel, image.arch, image.segment_dim, image.dtype, image.tiling) == (
+                kernel,
+                arch,
+                segment_dim,
+                dtype,
+                tiling,
+            ):
                 return image
         held = ", ".join(sorted({f"{i.arch} S={i.segment_dim} {i.dtype}" for i in self.images}))
         raise KernelError(

@@ -121,8 +121,8 @@ LARGE = {
     40: ((64, 32, 4), (128, 32, 4), 1, 1),
     48: ((64, 32, 4), (128, 32, 4), 1, 1),
     64: ((32, 64, 4), (64, 64, 4), 1, 1),
-    72: ((64, 32, 8), (128, 16, 4), 2, 1),
-    96: ((64, 32, 8), (128, 16, 4), 2, 1),
+    72: ((64, 32, 8), (128, 32, 8), 1, 1),
+    96: ((64, 32, 8), (128, 32, 4), 2, 1),
 }
 
 
@@ -130,12 +130,10 @@ def tilings_of(segment_dim: int) -> tuple[Tiling, Tiling]:
     """The tilings for a width, in the order of TILINGS: the rows of the next width that has them, for others than the variants'.
 
     Raises:
-        KernelError: S that no GroupMixFormer has, or one beyond 128.
+        KernelError: S that no GroupMixFormer has.
     """
     padded_dim(segment_dim)
-    if segment_dim > max(SMALL):
-        raise KernelError(f"segments of {segment_dim} channels are wider than the kernels", f"use a width of at most {5 * max(SMALL)}")
-    width = min(known for known in SMALL if known >= segment_dim)
+    width = min((known for known in SMALL if known >= segment_dim), default=max(SMALL))
     small, large = (
         Tiling(name, Tile(*aggregate), Tile(*attend), parts, merge)
         for name, (aggregate, attend, parts, merge) in (("small", SMALL[width]), ("large", LARGE[width]))
@@ -233,7 +231,9 @@ def plan(batch: int, height: int, width: int, segment_dim: int, tiling: Tiling, 
         KernelError: a shape without tokens or images.
     """
     if batch < 1 or height < 1 or width < 1:
-        raise KernelError(f"batch {batch} of {height} x {width} tokens has nothing to compute", "give at least one image of one token")
+        raise KernelError(
+            f"batch {batch} of {height} x {width} tokens has nothing to compute", "give at least one image of one token"
+        )
     padded_dim(segment_dim)
     tiles = tiles_of(height, width, tiling.aggregate.tokens)
     wanted = -(-4 * multiprocessors // (BUSY_JOBS * batch))

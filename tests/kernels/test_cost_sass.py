@@ -43,7 +43,11 @@ def registers(*names: str) -> set[int | None]:
         ("LDG.E.64 R4[R2.64+0x10]", ("R4", "R5"), ("R2", "R3")),
         ("STG.E.64 [R2.64],R8", (), ("R2", "R3", "R8", "R9")),
         ("LDSM.16.M88.4 R28[R98+0xe00]", ("R28", "R29", "R30", "R31"), ("R98",)),
-        ("HMMA.16816.F32 R12,R36,R34,R12", ("R12", "R13", "R14", "R15"), ("R36", "R37", "R38", "R39", "R34", "R35", "R12", "R13", "R14", "R15")),
+        (
+            "HMMA.16816.F32 R12,R36,R34,R12",
+            ("R12", "R13", "R14", "R15"),
+            ("R36", "R37", "R38", "R39", "R34", "R35", "R12", "R13", "R14", "R15"),
+        ),
         ("SHFL.BFLY PT,R5,R4,0x1,0x1f", ("R5",), ("R4",)),
         ("BAR.SYNC.DEFER_BLOCKING 0x0", (), ()),
     ],
@@ -131,7 +135,9 @@ def test_a_loop_runs_as_often_as_its_counter_says_and_every_turn_waits_for_its_l
 
 
 def test_warps_that_share_a_scheduler_hide_each_others_loads() -> None:
-    alone, shared = (Follower(code_of(*LOOP)).walk(parameter_bytes(("turns",), {"turns": 7}), (0, 0, 0), (8, 1, 1), n) for n in (1, 2))
+    alone, shared = (
+        Follower(code_of(*LOOP)).walk(parameter_bytes(("turns",), {"turns": 7}), (0, 0, 0), (8, 1, 1), n) for n in (1, 2)
+    )
     assert alone.instructions == shared.instructions
     assert shared.chain_l2 == alone.chain_l2 + alone.instructions
 

@@ -132,9 +132,7 @@ def test_without_a_driver_the_library_loads_and_says_so(build: Path, tmp_path: P
 
 def test_geometry_in_cpp_is_that_of_python(build: Path) -> None:
     maps = ((56, 56, 16, 64), (28, 28, 32, 32), (14, 14, 64, 16), (7, 7, 64, 32), (96, 96, 48, 64), (11, 13, 96, 16))
-    cases = [
-        (batch, *shape, processors) for batch in (1, 2, 3, 7, 8, 52, 53, 64) for shape in maps for processors in (8, 16, 132)
-    ]
+    cases = [(batch, *shape, processors) for batch in (1, 2, 3, 7, 8, 52, 53, 64) for shape in maps for processors in (8, 16, 132)]
     lines = "\n".join(" ".join(map(str, case)) for case in cases)
     done = subprocess.run([str(build / "plugin_host_test"), "--geometry"], input=lines, capture_output=True, text=True, check=True)
     for case, line in zip(cases, done.stdout.splitlines(), strict=True):
