@@ -68,6 +68,8 @@ def _window_row(
     S: tl.constexpr,
     P: tl.constexpr,
     K: tl.constexpr,
+    R: tl.constexpr,
+    CHANNELS: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
     """What one row of a K x K window reads: K + 3 values [R, CHANNELS] FP32 around each block, K weights [1, CHANNELS].
@@ -75,13 +77,18 @@ def _window_row(
     row points at each block's first token, in the window's row; `inside` [R, 1] says whether that row is in the map, `columns` the
     same of the K + 3 columns.
     """
+    FEW: tl.constexpr = R * CHANNELS <= 256
     values = ()
     for j in tl.static_range(K + BLOCK - 1):
         there = inside & columns[j] if WHOLE else inside & columns[j] & (c < S)[None, :]
         values = values + (tl.load(row + (j - K // 2) * STRIDE, mask=there, other=0.0).to(tl.float32),)
     taps = ()
     for dx in tl.static_range(K):
-        taps = taps + (tl.load(weights + dx * P)[None, :],)
+        if FEW:
+            # each thread its own: with no more threads than channels the compiler would hand a shared row round, tap after tap
+            taps = taps + (tl.load(tl.broadcast_to((weights + dx * P)[None, :], (R, CHANNELS))),)
+        else:
+            taps = taps + (tl.load(weights + dx * P)[None, :],)
     return values, taps
 
 
@@ -132,7 +139,7 @@ def depthwise(
     for dy in range(K):
         inside = (top + dy >= 0) & (top + dy < height)
         line = row + dy * width * STRIDE
-        values, taps = _window_row(line, inside, columns, c, weights + dy * (K * P), STRIDE, S, P, K, WHOLE)
+        values, taps = _window_row(line, inside, columns, c, weights + dy * (K * P), STRIDE, S, P, K, R, CHANNELS, WHOLE)
         for dx in tl.static_range(K):
             sum_0 += values[dx] * taps[dx]
             sum_1 += values[dx + 1] * taps[dx]

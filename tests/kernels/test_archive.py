@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from gmf_edge.errors import KernelError  # noqa: E402
 from gmf_edge.kernels.archive import MAGIC, RECORD, attach_kernels, kernel_archive, widths_by_type  # noqa: E402
 from gmf_edge.kernels.compile import KERNELS, TYPES, KernelTable, compile_widths  # noqa: E402
-from gmf_edge.kernels.layout import plan  # noqa: E402
+from gmf_edge.kernels.layout import TILINGS, plan, tilings_of  # noqa: E402
 from gmf_edge.kernels.pack import packed_arrays  # noqa: E402
 from gmf_edge.kernels.run import packed_weights  # noqa: E402
 from gmf_edge.ops import group_mix_attention as op  # noqa: E402
