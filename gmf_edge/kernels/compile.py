@@ -241,7 +241,7 @@ def _compile_job(job: dict[str, Any]) -> None:
         for arch in job["archs"]
         for segment_dim in job["segment_dims"]
         for kernel in KERNELS
-        for tiling in ((None,) if kernel == "pack_weights" else tilings_of(segment_dim))
+        for tiling in ((None,) if kernel == "pack_weights" else tilings_of(segment_dim, job["dtype"]))
     ]
     versions = {arch: _ptxas_version(_ptxas_of(arch)) for arch in job["archs"]}
     table = {"schema": SCHEMA, "triton": triton.__version__, "ptxas": versions, "kernels": [asdict(image) for image in images]}

@@ -177,7 +177,7 @@ def _stage_rows(
         def image_of(kernel: str, segment_dim: int, tiling: str) -> KernelImage:
             return table.image_of(kernel, device.arch, segment_dim, dtype, tiling)
 
-        block = block_of(image_of, segment_dim, height, width, batch, device.multiprocessors)
+        block = block_of(image_of, segment_dim, height, width, batch, device.multiprocessors, dtype)
         launches = [_launch_row(kernels[launch.image.sha256], launch, device) for launch in block.launches]
         instructions = sum(launch["thread_instructions"] for launch in launches)
         rows.append(

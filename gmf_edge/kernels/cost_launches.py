@@ -45,7 +45,13 @@ class Block:
 
 
 def block_of(
-    image_of: Callable[[str, int, str], KernelImage], segment_dim: int, height: int, width: int, batch: int, multiprocessors: int
+    image_of: Callable[[str, int, str], KernelImage],
+    segment_dim: int,
+    height: int,
+    width: int,
+    batch: int,
+    multiprocessors: int,
+    dtype: str = "fp16",
 ) -> Block:
     """One block's launches.
 
@@ -53,10 +59,11 @@ def block_of(
         image_of: the image of a kernel for a width and a tiling.
         segment_dim, height, width, batch: S, H, W, B.
         multiprocessors: of the device.
+        dtype: of compile.TYPES.
     """
-    tiling = choose_tiling(batch, height, width, segment_dim, multiprocessors)
-    images = [image_of(kernel, segment_dim, tiling.name) for kernel in LAUNCHES]
-    geometry = plan(batch, height, width, segment_dim, tiling, multiprocessors)
+    chosen = choose_tiling(batch, height, width, segment_dim, multiprocessors, dtype)
+    images = [image_of(kernel, segment_dim, chosen.name) for kernel in LAUNCHES]
+    geometry = plan(batch, height, width, segment_dim, chosen, multiprocessors)
     element_bytes = 4 if images[0].dtype == "fp32" else 2
     floor = 4 * 5 * segment_dim * batch * geometry.tokens * element_bytes
     launches = tuple(_launch(image, geometry, height, width) for image in images)
@@ -66,7 +73,7 @@ def block_of(
 def reference_launch(image: KernelImage) -> Launch:
     """A launch of one tile a program, whose trip counts weigh the loops of a kernel."""
     size = REFERENCE_SIZE
-    [tiling] = [tiling for tiling in tilings_of(image.segment_dim) if tiling.name == image.tiling]
+    [tiling] = [tiling for tiling in tilings_of(image.segment_dim, image.dtype) if tiling.name == image.tiling]
     return _launch(image, plan(1, size, size, image.segment_dim, tiling, 1 << 10), size, size)
 
 

@@ -4,8 +4,8 @@ A thread computes BLOCK neighbours of a row of the map: a value, loaded and conv
 BLOCK tokens. So tiles are made of blocks, numbered row by row; the last block of a row may stick out of the map.
 """
 
-# mypy: disable-error-code="untyped-decorator,no-untyped-def"
-# (a kernel's arguments are pointers and scalars of the GPU language, not Python values)
+# mypy: disable-error-code="untyped-decorator,no-untyped-def,assignment"
+# (a kernel's arguments are pointers and scalars of the GPU language, not Python values; its tuples grow)
 # ruff: noqa: RUF005
 # (the GPU language joins tuples by +, it has no unpacking inside one)
 

@@ -19,8 +19,8 @@ Shapes: qkv [B, N, 3C], scratch [B, N, 4S], partials [B, splits, 4, S * (2 + d)]
 layout.py. Arguments stand in the order inputs, integers, outputs.
 """
 
-# mypy: disable-error-code="untyped-decorator,no-untyped-def"
-# (a kernel's arguments are pointers and scalars of the GPU language, not Python values)
+# mypy: disable-error-code="untyped-decorator,no-untyped-def,assignment"
+# (a kernel's arguments are pointers and scalars of the GPU language, not Python values; its tuples grow)
 # ruff: noqa: RUF005
 # (the GPU language joins tuples by +, it has no unpacking inside one)
 
@@ -88,7 +88,7 @@ def _aggregate_segment(
     context = tl.zeros([P, P], tl.float32)  # [channel of k, channel of v]
     tiles = (last - first + T // BLOCK - 1) // (T // BLOCK)
     # q: twice as many tokens a turn
-    for tile in range((tiles + query) >> query):
+    for tile in tl.range((tiles + query) >> query, disable_licm=True):
         start = first + tile * (gap + T // BLOCK)
         if SEGMENT == 0:
             n, there = places(start, last, width, gap, 2 * T, T)

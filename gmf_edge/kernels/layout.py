@@ -118,7 +118,7 @@ LARGE = {
     8: ((256, 8, 4), (256, 8, 2), 1, 2),
     16: ((128, 16, 4), (128, 16, 2), 1, 2),
     32: ((64, 32, 4), (128, 32, 4), 1, 2),
-    40: ((64, 32, 8), (128, 32, 4), 1, 1),
+    40: ((64, 16, 4), (128, 32, 4), 1, 1),
     48: ((64, 16, 4), (128, 32, 4), 1, 1),
     64: ((32, 64, 4), (64, 64, 4), 1, 1),
     72: ((64, 32, 8), (128, 32, 8), 1, 1),
@@ -126,8 +126,10 @@ LARGE = {
 }
 
 
-def tilings_of(segment_dim: int) -> tuple[Tiling, Tiling]:
-    """The tilings for a width, in the order of TILINGS: the rows of the next width that has them, for others than the variants'.
+def tilings_of(segment_dim: int, dtype: str = "fp16") -> tuple[Tiling, Tiling]:
+    """The tilings for a width and type, in the order of TILINGS: the rows of the next width that has them, for others than the variants'.
+
+    FP32 takes twice the registers and shared memory of a tile: both of its tilings have the small tiles.
 
     Raises:
         KernelError: S that no GroupMixFormer has.
@@ -136,7 +138,10 @@ def tilings_of(segment_dim: int) -> tuple[Tiling, Tiling]:
     width = min((known for known in SMALL if known >= segment_dim), default=max(SMALL))
     small, large = (
         Tiling(name, Tile(*aggregate), Tile(*attend), parts, merge)
-        for name, (aggregate, attend, parts, merge) in (("small", SMALL[width]), ("large", LARGE[width]))
+        for name, (aggregate, attend, parts, merge) in (
+            ("small", SMALL[width]),
+            ("large", (SMALL if dtype == "fp32" else LARGE)[width]),
+        )
     )
     return small, large
 
@@ -246,7 +251,7 @@ def fills_the_device(batch: int, height: int, width: int, large_tokens: int, mul
     return batch * BUSY_JOBS * tiles_of(height, width, large_tokens) >= 2 * multiprocessors
 
 
-def choose_tiling(batch: int, height: int, width: int, segment_dim: int, multiprocessors: int) -> Tiling:
-    """The tiling for one shape on a device: the large one where it fills the device, else the small one."""
-    small, large = tilings_of(segment_dim)
+def choose_tiling(batch: int, height: int, width: int, segment_dim: int, multiprocessors: int, dtype: str = "fp16") -> Tiling:
+    """The tiling for one shape and type on a device: the large one where it fills the device, else the small one."""
+    small, large = tilings_of(segment_dim, dtype)
     return large if fills_the_device(batch, height, width, large.aggregate.tokens, multiprocessors) else small

@@ -72,7 +72,7 @@ def group_mix_attention(
     if multiprocessors is None:
         multiprocessors = _multiprocessors(qkv)
     if tiling is None:
-        tiling = choose_tiling(batch, height, width, channels // 5, multiprocessors)
+        tiling = choose_tiling(batch, height, width, channels // 5, multiprocessors, "fp32" if qkv.element_size() == 4 else "fp16")
     geometry = plan(batch, height, width, channels // 5, tiling, multiprocessors)
 
     vectors, matrices = packed or packed_weights(inputs, geometry, fill)
