@@ -5,7 +5,8 @@ number, what upstream evaluates with, and upstream evaluates with torchvision on
 
 step            source
 RGB             torchvision ImageFolder's loader: Pillow's convert("RGB"). Alpha is dropped, not blended; the EXIF orientation is
-                NOT applied, because the training and evaluation pictures never had it applied. One departure: 16-bit grey is
+                NOT applied, because the training and evaluation pictures never had it applied; prediction, which meets
+                photographs as cameras and phones write them, asks for `upright`. One departure: 16-bit grey is
                 scaled to 8 bits (its high byte, as Pillow itself reads 16-bit colour), where convert would clip it to white.
 size            scale = floor(H / crop_pct), timm's rule, and at 0.875 upstream's int(256 / 224 * H): 64 -> 73, 224 -> 256.
 resize, H == W  torchvision Resize(int): short side = scale, long side = int(scale * long / short).
@@ -116,12 +117,13 @@ def _require_pillow() -> None:
         raise EnvironmentProblem(f"reading pictures needs Pillow: {error}", "pip install pillow") from error
 
 
-def rgb_image(source: Path | bytes, name: str | None = None) -> Image.Image:
+def rgb_image(source: Path | bytes, name: str | None = None, *, upright: bool = False) -> Image.Image:
     """The picture, decoded whole, as 8-bit RGB.
 
     Args:
         source: a file, or the bytes of one.
         name: what error messages call it; the path itself by default.
+        upright: turn it as its EXIF orientation says, as a viewer does. For a user's own photographs; see the module.
 
     Raises:
         DataError: not a picture, a broken or truncated one, one of more than MAX_PIXELS, or one whose pixels have no defined range.
@@ -133,7 +135,8 @@ def rgb_image(source: Path | bytes, name: str | None = None) -> Image.Image:
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             _refuse_too_large(image.width, image.height, f"{name} has")
-            return _as_rgb(image, name)
+            rgb = _as_rgb(image, name)
+            return _turned(rgb, _orientation(image)) if upright else rgb
     except UnidentifiedImageError as error:
         raise DataError(f"{name} is not a picture that Pillow can read", "replace it with a JPEG or PNG, or remove it") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -160,6 +163,32 @@ def _as_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode in ("I", "F"):
         raise DataError(f"{name} has 32-bit pixels, whose range is not defined", "save it with 8 bits a channel")
     return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1..8; 1, upright, where there is none or the EXIF data are damaged."""
+    from PIL import ExifTags
+
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow's EXIF reader ends damaged data with many kinds of error, and the picture itself is whole
+        return 1
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    """The picture as its EXIF orientation wants it seen. Source: EXIF 2.32, tag 274."""
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    return image.transpose(turns[orientation]) if orientation in turns else image
 
 
 def _too_large(problem: str) -> DataError:
@@ -217,14 +246,16 @@ def input_array(image: Image.Image, preprocess: Preprocess, name: str = "the pic
     return np.ascontiguousarray(normal.transpose(2, 0, 1))  # [3, H, W]
 
 
-def input_from_file(source: Path | bytes, preprocess: Preprocess, name: str | None = None) -> Float32Array:
+def input_from_file(
+    source: Path | bytes, preprocess: Preprocess, name: str | None = None, *, upright: bool = False
+) -> Float32Array:
     """rgb_image, then input_array: float32 [3, H, W].
 
     Raises:
         DataError: see rgb_image and input_array.
     """
     name = name or ("the picture" if isinstance(source, bytes) else str(source))
-    return input_array(rgb_image(source, name), preprocess, name)
+    return input_array(rgb_image(source, name, upright=upright), preprocess, name)
 
 
 def default_workers() -> int:

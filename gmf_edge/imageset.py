@@ -109,23 +109,28 @@ class ImageSet:
         Raises:
             DataError: nothing there, not a folder or .zip, a damaged or unsafe archive, no pictures, or a layout with two meanings.
         """
-        path = Path(address)
+        readers, folders, archive = _entries(address)
         try:
-            if path.is_dir():
-                return cls._arranged(str(address), *_folder_entries(path))
-            archive_path = next((p for p in (path, *path.parents) if p.is_file()), None)
-        except OSError as error:
-            raise DataError(f"{address} cannot be opened ({error.strerror})", "check the path and its permissions") from error
-        if archive_path is None:
-            remedy = "name a folder of pictures, a .zip, or a folder inside one (pictures.zip/val)"
-            raise DataError(f"{address} does not exist", remedy)
-        archive = _zip_file(archive_path)
-        try:
-            inside = PurePosixPath(*path.parts[len(archive_path.parts) :])
-            return cls._arranged(str(address), *_zip_entries(archive, archive_path, inside), archive=archive)
+            return cls._arranged(str(address), readers, folders, archive)
         except BaseException:
-            archive.close()
+            if archive is not None:
+                archive.close()
             raise
+
+    @classmethod
+    def without_labels(cls, address: Path | str) -> ImageSet:
+        """Every picture at an address, in whatever folders, as a set without labels, sorted by path.
+
+        Raises:
+            DataError: nothing there, not a folder or .zip, a damaged or unsafe archive, or no pictures.
+        """
+        readers, _, archive = _entries(address)
+        if not readers:
+            if archive is not None:
+                archive.close()
+            raise _no_pictures(address)
+        names = sorted(readers, key=lambda name: name.parts)
+        return cls(str(address), tuple(ImageItem(str(name), None, readers[name]) for name in names), (), archive)
 
     @classmethod
     def _arranged(
@@ -137,7 +142,7 @@ class ImageSet:
     ) -> ImageSet:
         """The set of these picture files; their layout decides the labels."""
         if not readers:
-            raise DataError(f"{address} holds no pictures", f"put pictures there ({', '.join(EXTENSIONS)})")
+            raise _no_pictures(address)
         readers, folders = _without_top_folder(readers, folders)
         names = sorted(readers, key=lambda name: name.parts)
         depths = {len(name.parts) for name in names}
@@ -259,6 +264,32 @@ class ImageSet:
                 f"{len(broken)} of {len(self)} pictures in {self.address} cannot be read: {listed} (first: {broken[0][1]})",
                 "copy them again from their source, or remove them",
             )
+
+
+def _no_pictures(address: Path | str) -> DataError:
+    return DataError(f"{address} holds no pictures", f"put pictures there ({', '.join(EXTENSIONS)})")
+
+
+def _entries(
+    address: Path | str,
+) -> tuple[dict[PurePosixPath, Callable[[], bytes]], set[PurePosixPath], zipfile.ZipFile | None]:
+    """Pictures and folders at an address, by relative path, and the open archive where they lie in one."""
+    path = Path(address)
+    try:
+        if path.is_dir():
+            return *_folder_entries(path), None
+        archive_path = next((p for p in (path, *path.parents) if p.is_file()), None)
+    except OSError as error:
+        raise DataError(f"{address} cannot be opened ({error.strerror})", "check the path and its permissions") from error
+    if archive_path is None:
+        remedy = "name a folder of pictures, a .zip, or a folder inside one (pictures.zip/val)"
+        raise DataError(f"{address} does not exist", remedy)
+    archive = _zip_file(archive_path)
+    try:
+        return *_zip_entries(archive, archive_path, PurePosixPath(*path.parts[len(archive_path.parts) :])), archive
+    except BaseException:
+        archive.close()
+        raise
 
 
 def _listed(names: list[str]) -> str:

@@ -102,7 +102,9 @@ def _better(int8: Result, other: Result, spec: BuildSpec, source: SourceModel, f
         "passed": delivered.passed and int8.passed,
         "reason": f"{delivered.reason}; {reason}",
         "comparison": decision.to_json(),
-        "alternative": {key: alternative.report[key] for key in ("precision", "passed", "reason", "parity", "latency", "plugin")},
+        "alternative": {
+            key: alternative.report[key] for key in ("precision", "passed", "reason", "parity", "latency", "plugin", "choice")
+        },
     }
     if not int8_delivered:
         for path in folder.iterdir():

@@ -20,10 +20,10 @@ REPOSITORY = PACKAGE.parent
 # bottom first. engines/protocol.py is what the rest of the device half may know of backends, so it lies below the rooms
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("ops", "image"),
-    ("spec", "artifact", "weights", "imageset"),
+    ("ops", "image", "sizes"),
+    ("spec", "artifact", "cpu", "weights", "imageset"),
     ("engines.protocol",),
-    ("model", "rewrite", "precision", "kernels", "engines", "bundle"),
+    ("model", "rewrite", "parsers", "precision", "kernels", "engines", "bundle"),
     ("verify", "bench"),
     ("prepare", "deploy", "report", "package"),
     ("pipeline",),
@@ -149,7 +149,7 @@ def test_triton_stays_in_the_kernels_room() -> None:
 @pytest.mark.parametrize("package", ["onnx", "onnx_ir", "onnxscript"])
 def test_onnx_stays_on_the_workstation(package: str) -> None:
     rooms = {module.split(".")[0] for module in importers(package)}
-    assert rooms <= {"model", "rewrite", "precision", "kernels", "ops", "prepare"}
+    assert rooms <= {"model", "rewrite", "parsers", "precision", "kernels", "ops", "prepare"}
 
 
 def test_no_module_is_called_utils() -> None:
@@ -212,7 +212,7 @@ def test_no_committed_file_names_a_folder_of_one_machine() -> None:
 DEVICE_MODULES = sorted(
     f"gmf_edge.{dotted(path)}"
     for path in MODULES
-    if path != FACE and dotted(path).split(".")[0] not in ("model", "rewrite", "precision", "kernels", "__main__")
+    if path != FACE and dotted(path).split(".")[0] not in ("model", "rewrite", "parsers", "precision", "kernels", "__main__")
 )
 
 BLOCKED = """

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gmf_edge import doctor
-from gmf_edge.doctor import DEVICE, WORKSTATION, examine
+from gmf_edge.doctor import DEVICE, ENGINES, WORKSTATION, examine
 from gmf_edge.engines.tensorrt.doctor import MISSING, OK, WARNING, Finding
 from gmf_edge.errors import EnvironmentProblem
 
@@ -19,7 +19,7 @@ def by_subject(*findings: Finding) -> dict[str, Finding]:
 
 def test_it_looks_at_everything_that_a_build_needs() -> None:
     found = by_subject(*examine())
-    assert {"gmf-edge", *DEVICE, *WORKSTATION, "memory", "cache", "GPU", "TensorRT", "backend"} <= set(found)
+    assert {"gmf-edge", *DEVICE, *ENGINES, *WORKSTATION, "CPU", "memory", "cache", "GPU", "TensorRT", "backend"} <= set(found)
     assert found["numpy"] == Finding("numpy", OK, metadata.version("numpy"))
     assert {finding.state for finding in found.values()} <= {OK, WARNING, MISSING}
 
@@ -84,6 +84,6 @@ def test_no_backend_at_all_is_missing_not_a_crash(monkeypatch: pytest.MonkeyPatc
     def none(wanted: str) -> None:
         raise EnvironmentProblem("no backend can be used", "pip install one")
 
-    monkeypatch.setattr(doctor, "choose_backend", none)
+    monkeypatch.setattr(doctor, "backends_in_question", none)
     found = by_subject(*examine())["backend"]
     assert found == Finding("backend", MISSING, "no backend can be used", "pip install one")

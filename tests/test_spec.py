@@ -101,7 +101,7 @@ def test_a_request_that_cannot_be_meant_is_refused(request_of: Callable[[], Buil
 def test_max_drop_changes_the_drop_and_nothing_else() -> None:
     spec = BuildSpec(precision=Precision.FP16, max_drop_points=2.5, checkpoint=Path("a.pth"))
     usual = GATES[Precision.FP16]
-    assert spec.gate == Gate(2.5, usual.min_agreement, usual.min_cosine)
+    assert spec.gate == Gate(2.5, usual.min_agreement, usual.min_cosine, strict=True)
     assert BuildSpec(precision=Precision.FP16).gate == usual
 
 

@@ -49,7 +49,14 @@ def test_every_module_and_asset_of_the_package_is_inside_and_nothing_else(wheel:
     }
     inside = {name for name in wheel.namelist() if name.startswith("gmf_edge/")}
     assert inside == wanted
-    for name in ("pico.safetensors", "pico-digits-test.zip", "pico-digits-calibration.zip", "pico-labels.txt", "NOTICE.md"):
+    for name in (
+        "pico.safetensors",
+        "pico-digits-test.zip",
+        "pico-digits-calibration.zip",
+        "pico-labels.txt",
+        "imagenet-1k.txt",
+        "NOTICE.md",
+    ):
         assert f"gmf_edge/assets/{name}" in inside
         assert wheel.read(f"gmf_edge/assets/{name}") == (package / "assets" / name).read_bytes()
     assert "gmf_edge/py.typed" in inside

@@ -1,15 +1,16 @@
 """Is the faster engine right, and worth it on this machine? The one place where this is decided.
 
 A round is four blocks of calls in the order A B B A, so that what drifts evenly (clocks, temperature, other programs) cancels, and
-gives one ratio. Of a block the first call is left out: it meets the other engine's weights in the cache. The median of the ratios,
-with its confidence interval (see median), is held against the margin:
+gives one ratio. Of a block the first call is left out: it meets the other engine's weights in the cache. On a CPU there is a pause
+wherever the engine changes: threads of the one spin for tens of milliseconds after its last inference, on cores that the other
+needs. The median of the ratios, with its confidence interval (see median), is held against the margin:
 
 yes                   the interval lies at or above the margin
 no                    it lies below
 no clear difference   the margin is inside, and the time was over: the baseline stays
 
 On a GPU the times are GPU compute times (Engine.compute_times_ms), else the host's. Rounds are added until the answer is clear or
-the time is over.
+the time is over. Among several engines (rank_engines) each in turn is held against the fastest so far.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,13 +26,15 @@ import numpy as np
 
 from gmf_edge.bench.device import device_state, state_notes
 from gmf_edge.bench.median import median_interval
-from gmf_edge.engines.protocol import Engine, FloatArray, Progress, silent
+from gmf_edge.engines.protocol import Engine, FloatArray, Progress, inference_of, silent
 from gmf_edge.errors import SpecError
 from gmf_edge.spec import BatchProfile
 
 YES, NO, UNCLEAR = "yes", "no", "no clear difference"
 # less than this is not worth any loss of accuracy
 DEFAULT_MARGIN = 1.05
+# between engines that are equally right: less is within the differences from one run to the next
+RANKING_MARGIN = 1.02
 # of each bound by itself
 CONFIDENCE = 0.99
 # inferences whose host latency is reported beside GPU times
@@ -48,6 +51,7 @@ class TimingPlan:
         budget_s: no new round after it.
         block_ms: a block takes about this long, and has at least fewest_calls and at most most_calls calls.
         fewest_calls, most_calls: see block_ms.
+        pause_s: of rest, where the engine changes.
     """
 
     warmup_s: float
@@ -57,21 +61,24 @@ class TimingPlan:
     block_ms: float = 20.0
     fewest_calls: int = 1
     most_calls: int = 20
+    pause_s: float = 0.0
 
     def __post_init__(self) -> None:
         if not (self.rounds >= 8 and self.fewest_calls >= 1 and self.most_calls >= self.fewest_calls):
             raise SpecError(
                 f"{self.rounds} rounds of {self.fewest_calls}..{self.most_calls} calls", "use at least 8 rounds of 1 call"
             )
-        if not all(value >= 0 for value in (self.warmup_s, self.seconds, self.budget_s, self.block_ms)):
+        if not all(value >= 0 for value in (self.warmup_s, self.seconds, self.budget_s, self.block_ms, self.pause_s)):
             raise SpecError("times to measure for are below 0 or no numbers", "give seconds of at least 0")
 
 
 # trtexec's three seconds, and enough rounds to tell 2 % at the noise of a GPU with free clocks
 GPU_PLAN = TimingPlan(warmup_s=0.5, seconds=2.0, rounds=100, budget_s=30.0, fewest_calls=3)
 # at the batch sizes that do not decide
-GPU_GLANCE = TimingPlan(warmup_s=0.5, seconds=1.0, rounds=30, budget_s=0.0, fewest_calls=3)
-CPU_PLAN = TimingPlan(warmup_s=0.1, seconds=0.2, rounds=15, budget_s=10.0, block_ms=5.0)
+GPU_GLANCE = TimingPlan(warmup_s=0.5, seconds=2.0, rounds=30, budget_s=0.0, fewest_calls=3)
+# ONNX Runtime's threads spin for some 30 ms after an inference
+CPU_PLAN = TimingPlan(warmup_s=0.1, seconds=0.2, rounds=15, budget_s=10.0, block_ms=5.0, pause_s=0.05)
+RANKING_PLAN = TimingPlan(warmup_s=0.1, seconds=0.2, rounds=8, budget_s=5.0, block_ms=5.0, pause_s=0.05)
 
 
 @dataclass(frozen=True)
@@ -115,8 +122,9 @@ class Comparison:
         margin: speedup that was asked for.
         measure: what was timed.
         batches: the batch size that decides first, then the others.
-        device: {"before", "after"} of bench.device.device_state round the timing; None on a CPU.
-        notes: what makes the figures doubtful, and batch sizes that would decide otherwise.
+        device: {"before", "after"} of bench.device.device_state round the timing that decides, and the "end" of all; None on a CPU.
+        notes: what makes the figures doubtful, what the engines found while they ran (such as a CUDA graph that could not be
+            captured), and batch sizes that would decide otherwise.
     """
 
     accepted: bool
@@ -149,6 +157,7 @@ def compare_engines(
     gpu_glance: TimingPlan = GPU_GLANCE,
     cpu_plan: TimingPlan = CPU_PLAN,
     clock: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
     progress: Progress = silent,
 ) -> Comparison:
     """Time two engines that are both right, and decide.
@@ -163,6 +172,7 @@ def compare_engines(
         margin: the least speedup that is worth it.
         gpu_plan, gpu_glance, cpu_plan: how long: at the batch size that decides, at the others, and where there is no GPU.
         clock: seconds, of the host.
+        sleep: for a number of seconds.
         progress: told what is going on.
 
     Raises:
@@ -171,7 +181,8 @@ def compare_engines(
     """
     if not margin > 0:
         raise SpecError(f"a margin of {margin}", "use a positive one, such as 1.05")
-    timer = _Timer(candidate, baseline, profile, image_size, clock)
+    told = [engine.facts.notes for engine in (candidate, baseline)]
+    timer = _Timer(candidate, baseline, profile, image_size, clock, sleep)
     progress(None, f"timing {names[0]} against {names[1]} at batch {profile.opt}, {timer.measure}")
     timer.warm_up(profile.opt, (gpu_plan if timer.on_gpu else cpu_plan).warmup_s)
     before = device_state() if timer.on_gpu else None
@@ -183,9 +194,17 @@ def compare_engines(
             timer.warm_up(batch, gpu_glance.warmup_s)
             batches.append(timer.compare(batch, margin, gpu_glance))
     decisive, *others = batches
+    end = device_state() if others else after
+    found = [
+        f"{name}: {note}"
+        for name, engine, earlier in zip(names, (candidate, baseline), told, strict=True)
+        for note in engine.facts.notes
+        if note not in earlier
+    ]
     notes = [
-        *state_notes(before, after),
-        *(_otherwise(found, names, margin) for found in others if found.answer != decisive.answer),
+        *dict.fromkeys((*state_notes(before, after), *state_notes(after, end))),
+        *found,
+        *(_otherwise(other, names, margin) for other in others if other.answer != decisive.answer),
     ]
     return Comparison(
         accepted=decisive.answer == YES,
@@ -197,7 +216,7 @@ def compare_engines(
         margin=margin,
         measure=timer.measure,
         batches=tuple(batches),
-        device={"before": before, "after": after} if timer.on_gpu else None,
+        device={"before": before, "after": after, "end": end} if timer.on_gpu else None,
         notes=tuple(notes),
     )
 
@@ -215,13 +234,68 @@ def refused(names: tuple[str, str], why: str, margin: float = DEFAULT_MARGIN, wi
     )
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """Several engines that are right, the one to deliver first.
+
+    Attributes:
+        order: their names; behind the first by time.
+        relative: name -> its time over that of the first, at the batch size that decides.
+        median_ms: name -> median of its blocks there, in the last comparison that it was part of; empty where nothing was timed.
+        comparisons: in the order in which they were made.
+        reason: one sentence with the figures; that there was one engine alone, where there was.
+    """
+
+    order: tuple[str, ...]
+    relative: Mapping[str, float]
+    median_ms: Mapping[str, float]
+    comparisons: tuple[Comparison, ...]
+    reason: str
+
+
+def rank_engines(engines: Sequence[tuple[str, Engine]], *, margin: float = RANKING_MARGIN, **settings: Any) -> Ranking:
+    """Time engines that are all within their gate, each against the fastest so far; without a clear difference the earlier stays.
+
+    Args:
+        engines: (name, opened engine), at least one, the one that is preferred where speed does not decide first.
+        margin: by which one has to be faster than one before it.
+        settings: of compare_engines: profile, image_size, and those that have defaults; cpu_plan is RANKING_PLAN by itself.
+
+    Raises:
+        SpecError, EngineError: see compare_engines.
+    """
+    (best, best_engine), *others = engines
+    times = {best: 1.0}
+    median_ms: dict[str, float] = {}
+    comparisons = []
+    for name, engine in others:
+        found = compare_engines(engine, best_engine, names=(name, best), margin=margin, **{"cpu_plan": RANKING_PLAN, **settings})
+        comparisons.append(found)
+        decisive = found.batches[0]
+        times[name] = times[best] / decisive.speedup
+        median_ms |= {best: decisive.baseline_ms, name: decisive.candidate_ms}
+        if found.accepted:
+            best, best_engine = name, engine
+    order = (best, *sorted((name for name in times if name != best), key=times.__getitem__))
+    reason = "; ".join(found.reason for found in comparisons) or f"{best} is the only engine"
+    relative = {name: times[name] / times[best] for name in order}
+    return Ranking(order, relative, median_ms, tuple(comparisons), reason)
+
+
 class _Timer:
     """Times of two engines in turn, by the GPU's clock where both have one, else by the host's."""
 
     def __init__(
-        self, candidate: Engine, baseline: Engine, profile: BatchProfile, image_size: tuple[int, int], clock: Callable[[], float]
+        self,
+        candidate: Engine,
+        baseline: Engine,
+        profile: BatchProfile,
+        image_size: tuple[int, int],
+        clock: Callable[[], float],
+        sleep: Callable[[float], None],
     ) -> None:
-        self.candidate, self.baseline, self.image_size, self.clock = candidate, baseline, image_size, clock
+        self.candidate, self.baseline, self.image_size, self.clock, self.sleep = candidate, baseline, image_size, clock, sleep
+        self.last_ran: Engine | None = None
         probe = self._images(profile.opt)
         self.on_gpu = all(engine.compute_times_ms(probe, 1) is not None for engine in (baseline, candidate))
         self.measure = "GPU compute time" if self.on_gpu else "host latency"
@@ -231,16 +305,19 @@ class _Timer:
 
     def _host_ms(self, engine: Engine, images: FloatArray) -> float:
         before = self.clock()
-        engine.infer(images)
+        inference_of(engine)(images)
         return (self.clock() - before) * 1000
 
     def _times_ms(self, engine: Engine, images: FloatArray, calls: int) -> list[float]:
         times = engine.compute_times_ms(images, calls) if self.on_gpu else None
         return [self._host_ms(engine, images) for _ in range(calls)] if times is None else times.tolist()
 
-    def _block_ms(self, engine: Engine, images: FloatArray, calls: int) -> float:
+    def _block_ms(self, engine: Engine, images: FloatArray, calls: int, pause_s: float) -> float:
+        if not self.on_gpu and engine is not self.last_ran:
+            self.sleep(pause_s)
+        self.last_ran = engine
         times = self._times_ms(engine, images, calls)
-        return statistics.median(times[1:] if len(times) > 2 else times)
+        return statistics.median(times[1:] if len(times) > (2 if self.on_gpu else 1) else times)
 
     def warm_up(self, batch: int, seconds: float) -> None:
         """Both engines, untimed, for `seconds` each and at least once."""
@@ -267,9 +344,9 @@ class _Timer:
                     break
                 order = (self.baseline, baseline_ms), (self.candidate, candidate_ms)
                 (first, first_ms), (second, second_ms) = order if len(ratios) % 2 == 0 else order[::-1]
-                first_ms.append(self._block_ms(first, images, calls))
-                second_ms += [self._block_ms(second, images, calls) for _ in range(2)]
-                first_ms.append(self._block_ms(first, images, calls))
+                first_ms.append(self._block_ms(first, images, calls, plan.pause_s))
+                second_ms += [self._block_ms(second, images, calls, plan.pause_s) for _ in range(2)]
+                first_ms.append(self._block_ms(first, images, calls, plan.pause_s))
                 # a clock too coarse for the work would divide by zero
                 ratios.append(sum(baseline_ms[-2:]) / max(sum(candidate_ms[-2:]), 1e-9))
             interval = median_interval(ratios, CONFIDENCE)
@@ -293,8 +370,10 @@ class _Timer:
         )
 
     def _calls_a_block(self, images: FloatArray, plan: TimingPlan) -> int:
-        fastest_ms = min(self._block_ms(engine, images, 3) for engine in (self.candidate, self.baseline))
-        return min(max(math.ceil(plan.block_ms / max(fastest_ms, 1e-6)), plan.fewest_calls), plan.most_calls)
+        fastest_ms = min(self._block_ms(engine, images, 3, plan.pause_s) for engine in (self.candidate, self.baseline))
+        calls = min(max(math.ceil(plan.block_ms / max(fastest_ms, 1e-6)), plan.fewest_calls), plan.most_calls)
+        # on a CPU the call that is left out comes on top
+        return calls if self.on_gpu else calls + 1
 
     def _host_latencies(self, images: FloatArray) -> tuple[float, float]:
         times = [(self._host_ms(self.candidate, images), self._host_ms(self.baseline, images)) for _ in range(HOST_CALLS)]

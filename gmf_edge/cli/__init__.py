@@ -1,11 +1,11 @@
 """The command line: parse, one library call, print. The same calls work from Python.
 
 Results and the last line (PASSED or FAILED and why) go to standard output, progress and errors to standard error. Exit status: 0 done,
-1 failure, 2 usage, 3 accuracy, 4 environment.
+1 failure, 2 usage, 3 accuracy, 4 environment, 5 worse than what it was compared with.
 
 options    every option that several verbs share, once
 screen     what is printed
-prepare deploy inspect kernels   the verbs
+prepare deploy bench inspect kernels package   the verbs (bench_screen and predictions: what some of them print)
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from typing import Annotated, Any
 import typer
 
 from gmf_edge import __version__
-from gmf_edge.cli.deploy import bench, deploy, predict, verify
+from gmf_edge.cli.bench import bench, compare
+from gmf_edge.cli.deploy import deploy, predict, verify
 from gmf_edge.cli.grouped import grouped
 from gmf_edge.cli.inspect import doctor, inspect
 from gmf_edge.cli.kernels import compile_kernels
+from gmf_edge.cli.package import package
 from gmf_edge.cli.prepare import build, calibrate, export
-from gmf_edge.cli.screen import ResultOutsideGate, err, out, print_json
+from gmf_edge.cli.screen import RegressionShown, ResultOutsideGate, err, out, print_json
 from gmf_edge.errors import GmfEdgeError, SpecError
 
 app = typer.Typer(
@@ -47,6 +49,8 @@ for verb, settings in (
     (verify, None),
     (predict, None),
     (bench, None),
+    (compare, None),
+    (package, None),
     (inspect, None),
     (doctor, None),
 ):
@@ -109,7 +113,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _fail(error: GmfEdgeError, as_json: bool) -> int:
-    if isinstance(error, ResultOutsideGate):
+    if isinstance(error, ResultOutsideGate | RegressionShown):
         return error.exit_status
     if as_json:
         print_json({"error": error.problem, "remedy": error.remedy, "exit_status": error.exit_status})

@@ -1,4 +1,4 @@
-"""Verbs of the device: deploy, verify, predict, bench."""
+"""Verbs of the device: deploy, verify, predict."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from gmf_edge.cli.options import Backend, BackendName, EngineOptions, EvalData, Folder, MaxDrop, ScreenOptions
-from gmf_edge.cli.screen import out, print_json, progress_shown, show_latency, show_result
-from gmf_edge.errors import SpecError
+from gmf_edge.cli.options import EngineOptions, EvalData, Folder, MaxDrop, RunOptions, ScreenOptions
+from gmf_edge.cli.predictions import MOST_CLASSES, prediction_json, show_predictions
+from gmf_edge.cli.screen import out, print_json, progress_shown, show_result
+from gmf_edge.errors import DataError, SpecError
 
 
 def deploy(
@@ -46,8 +47,8 @@ def deploy(
 
 def verify(
     folder: Folder,
+    engine: RunOptions,
     screen: ScreenOptions,
-    backend: Backend = BackendName.AUTO,
     eval_data: EvalData = None,
     max_drop: MaxDrop = None,
 ) -> None:
@@ -55,57 +56,50 @@ def verify(
     from gmf_edge.deploy import verify_bundle
 
     with progress_shown(screen) as progress:
-        result = verify_bundle(folder, backend=backend.value, eval_data=eval_data, max_drop_points=max_drop, progress=progress)
+        result = verify_bundle(
+            folder,
+            backend=engine.backend.value,
+            options=engine.run_options,
+            eval_data=eval_data,
+            max_drop_points=max_drop,
+            progress=progress,
+        )
     show_result(result, screen.as_json)
 
 
 def predict(
     folder: Folder,
-    images: Annotated[list[Path], typer.Argument(help="Pictures.", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(help="Pictures, folders, .zip archives or patterns.", show_default=False)],
+    engine: RunOptions,
     screen: ScreenOptions,
-    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
-    backend: Backend = BackendName.AUTO,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="How many classes to show.", show_default="5; of several pictures 1")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="New folder for the pictures with their classes written on them.")] = None,
 ) -> None:
     """The likeliest classes of pictures."""
     from gmf_edge.deploy import predict as predictions_of
 
     with progress_shown(screen) as progress:
-        predictions = predictions_of(folder, images, top=top, backend=backend.value, progress=progress)
-    if screen.as_json:
-        print_json([{"image": p.image, "classes": [{"name": n, "probability": v} for n, v in p.classes]} for p in predictions])
-        return
-    for prediction in predictions:
-        out.print(prediction.image, markup=False)
-        for name, probability in prediction.classes:
-            out.print(f"  {100 * probability:6.2f} %  {name}", markup=False)
-
-
-def bench(
-    folder: Folder,
-    screen: ScreenOptions,
-    batch: Annotated[list[int] | None, typer.Option(help="Batch size; may be repeated.", show_default="the profile's")] = None,
-    warm_up: Annotated[float, typer.Option("--warm-up", "--warmUp", help="Milliseconds of untimed inferences.")] = 200.0,
-    duration: Annotated[float, typer.Option(help="Seconds, at least.")] = 3.0,
-    iterations: Annotated[int, typer.Option(help="Timed inferences, at least.")] = 10,
-    percentile: Annotated[list[float] | None, typer.Option(help="May be repeated.", show_default="90, 95, 99")] = None,
-    backend: Backend = BackendName.AUTO,
-) -> None:
-    """Latency of a bundle's engine, by trtexec's conventions."""
-    from gmf_edge.deploy import bench_bundle
-
-    with progress_shown(screen) as progress:
-        latencies = bench_bundle(
+        predictions = predictions_of(
             folder,
-            batches=tuple(batch or ()),
-            backend=backend.value,
-            warmup_ms=warm_up,
-            duration_s=duration,
-            iterations=iterations,
-            percentiles=tuple(percentile or (90.0, 95.0, 99.0)),
+            images,
+            top=top or MOST_CLASSES,
+            backend=engine.backend.value,
+            options=engine.run_options,
+            save=save,
             progress=progress,
         )
-    values = [latency.to_json() for latency in latencies]
     if screen.as_json:
-        print_json(values)
+        print_json([prediction_json(found) for found in predictions])
     else:
-        show_latency(values)
+        show_predictions(predictions, top)
+        if save is not None:
+            out.print(f"saved to {save}", markup=False)
+    broken = [found for found in predictions if found.problem is not None]
+    if broken and screen.as_json:
+        raise typer.Exit(1)  # the list names them
+    if broken:
+        raise DataError(
+            f"{len(broken)} of {len(predictions)} pictures could not be read: {broken[0].problem}", "replace or remove them"
+        )

@@ -51,10 +51,10 @@ def compile_kernels(
 
 def show_cost(costs: Mapping[str, Any]) -> None:
     """Print what cost_of counted: kernels, launches, blocks and whole models, each within 80 columns."""
-    out.print("Kernels. regs a thread, spilled bytes, shared KB and blocks a multiprocessor; tensor-core instructions in the code;")
-    out.print("instructions and loads a multiply-add in the depthwise loops, and the most instructions of one of them.")
+    out.print("Kernels: registers a thread, spilled bytes, shared KB of a block, blocks a")
+    out.print("multiprocessor; instructions and loads a multiply-add of the depthwise loops.")
     _show(
-        ("arch", "S", "kernel", "T", "warps", "regs", "spill", "KB", "blocks", "tensor", "i/FMA", "ld/FMA", "worst"),
+        ("arch", "S", "kernel", "T", "warps", "regs", "spill", "KB", "blk", "MMA", "i/FMA", "ld/FMA", "worst"),
         (
             [
                 *(str(row[name]) for name in ("arch", "segment_dim", "kernel", "tile_tokens", "warps", "registers", "spill_bytes")),
@@ -68,7 +68,8 @@ def show_cost(costs: Mapping[str, Any]) -> None:
     if not costs["launches"]:
         out.print("No device is known for these architectures, so no launch was counted.")
         return
-    out.print("\nLaunches of one block. kcycles of the longest program with loads in L1 and in L2; how often it waits for loads.")
+    out.print("\nLaunches of one block: kcycles of the longest program, loads in L1 and in L2,")
+    out.print("and how often it waits for loads.")
     _show(
         ("device", "batch", "stage", "launch", "programs", "busy", "waves", "L1 kcyc", "L2 kcyc", "rounds"),
         (
@@ -83,9 +84,9 @@ def show_cost(costs: Mapping[str, Any]) -> None:
             for launch in row["launches"]
         ),
     )
-    out.print("\nBlocks. Instructions a token and the least time to issue them all; bytes moved, and the floor of qkv and output.")
+    out.print("\nOne block: instructions a token, the least time to issue them, bytes and floor.")
     _show(
-        ("device", "batch", "stage", "blocks", "S", "instr/token", "issue us", "MB", "floor MB", "floor us"),
+        ("device", "batch", "stage", "n", "S", "instr/token", "issue us", "MB", "floor MB", "floor us"),
         (
             [
                 *(str(row[name]) for name in ("device", "batch", "stage", "blocks", "segment_dim", "instructions_per_token")),
@@ -98,7 +99,7 @@ def show_cost(costs: Mapping[str, Any]) -> None:
     )
     out.print("\nAll blocks of the model, one after the other. Counted, not timed.")
     _show(
-        ("variant", "device", "batch", "L1 kcyc", "L2 kcyc", "least busy", "issue us", "floor us", "MB", "floor MB"),
+        ("variant", "device", "batch", "L1 kcyc", "L2 kcyc", "busy", "issue us", "floor us", "MB", "floor MB"),
         (
             [
                 *(str(row[name]) for name in ("variant", "device", "batch")),
@@ -117,7 +118,7 @@ def _number(value: float | None) -> str:
 
 
 def _show(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    shown = Table(*columns, box=None, pad_edge=False, padding=(0, 1))
+    shown = Table(*columns, box=None, pad_edge=False, padding=(0, 1), collapse_padding=True)
     for row in rows:
         shown.add_row(*row)
     out.print(shown)

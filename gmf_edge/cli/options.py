@@ -6,21 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from gmf_edge.engines.tensorrt.options import TrtexecRequest, options_from_trtexec
 from gmf_edge.errors import SpecError
-from gmf_edge.spec import VARIANTS, BatchProfile, BuildSpec, Precision
+from gmf_edge.spec import BACKENDS, VARIANTS, BatchProfile, BuildSpec, Precision, SizeRange, Task
 
 
 class BackendName(str, Enum):
     """Choices of --backend."""
 
     AUTO = "auto"
-    ONNXRUNTIME = "onnxruntime"
     TENSORRT = "tensorrt"
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
 
 
 class VariantName(str, Enum):
@@ -34,11 +35,19 @@ class VariantName(str, Enum):
     LARGE = "large"
 
 
+class TaskName(str, Enum):
+    """Choices of --task."""
+
+    CLASSIFY = "classify"
+    FEATURES = "features"
+
+
 class PrecisionName(str, Enum):
     """Choices of --precision."""
 
     FP32 = "fp32"
     FP16 = "fp16"
+    BF16 = "bf16"
     INT8 = "int8"
     AUTO = "auto"
 
@@ -51,14 +60,31 @@ class PrecisionProof(str, Enum):
 
 
 assert [variant.value for variant in VariantName] == list(VARIANTS)
+assert [backend.value for backend in BackendName] == ["auto", *BACKENDS]
 
 Folder = Annotated[Path, typer.Argument(help="A bundle: the folder that build or export wrote.", show_default=False)]
-Backend = Annotated[BackendName, typer.Option(help="What runs the model; auto takes TensorRT where it can be used.")]
+Backend = Annotated[
+    BackendName, typer.Option(help="What runs the model; auto: TensorRT where it can be used, else the faster of the others.")
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU: threads of an inference.", show_default="one a core that this process may use")
+]
+DeviceName = Annotated[str | None, typer.Option("--device", help="OpenVINO: CPU, GPU, GPU.1 or NPU.", show_default="CPU")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; a bundle that is there is replaced whole.")]
 
 Variant = Annotated[VariantName | None, typer.Option(help="Which GroupMixFormer.", show_default="the checkpoint's, else pico")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Weights: .pth or .safetensors.", show_default="packaged (pico) or random")]
 ImageSize = Annotated[str | None, typer.Option(help="Pixels, S or HxW, multiples of 32.", show_default="224, pico 64")]
+TaskChoice = Annotated[
+    TaskName, typer.Option("--task", help="What comes out: logits, or a backbone's maps of strides 4, 8, 16 and 32.")
+]
+DynamicSize = Annotated[
+    str | None,
+    typer.Option(
+        help="features: sizes that one engine takes, MIN..MAX such as 256..512 or 256x256..512x768; --image-size is what it is tuned for.",
+        show_default="--image-size alone",
+    ),
+]
 Classes = Annotated[
     int | None, typer.Option("--num-classes", help="Number of classes.", show_default="the checkpoint's, else 1000")
 ]
@@ -80,15 +106,22 @@ PrecisionChoice = Annotated[
 ]
 Fp32 = Annotated[bool, typer.Option("--fp32", help="The same as --precision fp32.")]
 Fp16 = Annotated[bool, typer.Option("--fp16", help="The same as --precision fp16.")]
+Bf16 = Annotated[bool, typer.Option("--bf16", help="The same as --precision bf16.")]
 Int8 = Annotated[bool, typer.Option("--int8", help="The same as --precision int8.")]
 MinBatch = Annotated[int, typer.Option(help="Smallest batch that will be served.")]
 OptBatch = Annotated[int, typer.Option(help="Batch to tune for.")]
-MaxBatch = Annotated[int, typer.Option(help="Largest batch that will be served.")]
+MaxBatch = Annotated[int | None, typer.Option(help="Largest batch that will be served.", show_default="8; features 1")]
 IoDtype = Annotated[str, typer.Option(help="Type of the graph's input and output: float32 or float16.")]
 PluginArch = Annotated[
     list[str] | None, typer.Option(help="Carry GPU kernels for this architecture in the plugin graphs, such as sm_87; repeatable.")
 ]
 
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        help="Class names, one a line, in the order of the logits.", show_default="the evaluation folders', or ImageNet's"
+    ),
+]
 EvalData = Annotated[Path | None, typer.Option(help="Labelled images: class folders in a folder or a .zip (or a.zip/folder).")]
 EvalImages = Annotated[int | None, typer.Option(help="Use this many of the evaluation images.", show_default="all; untrained: 64")]
 MaxDrop = Annotated[float | None, typer.Option(help="Accepted loss of top-1 in percentage points.", show_default="by precision")]
@@ -128,6 +161,7 @@ class CalibrationOptions:
     calibration_data: CalibrationData = None
     calibration_images: CalibrationImages = 500
     recipe: RecipeName = "balanced"
+    task: TaskChoice = TaskName.CLASSIFY
 
     def calibration_spec(self) -> BuildSpec:
         """The request of `gmf-edge calibrate`.
@@ -146,6 +180,7 @@ class CalibrationOptions:
             calibration_data=self.calibration_data,
             calibration_images=self.calibration_images,
             recipe=self.recipe,
+            task=Task(self.task.value),
         )
 
 
@@ -156,17 +191,20 @@ class BundleOptions(CalibrationOptions):
     precision: PrecisionChoice = PrecisionName.FP32
     fp32: Fp32 = False
     fp16: Fp16 = False
+    bf16: Bf16 = False
     int8: Int8 = False
     ranges: RangesFile = None
     budget_minutes: BudgetMinutes = 30.0
     io_dtype: IoDtype = "float32"
     min_batch: MinBatch = 1
     opt_batch: OptBatch = 1
-    max_batch: MaxBatch = 8
+    max_batch: MaxBatch = None
     plugin_arch: PluginArch = None
+    labels: Labels = None
     eval_data: EvalData = None
     eval_images: EvalImages = None
     max_drop: MaxDrop = None
+    dynamic_size: DynamicSize = None
 
     def spec(self, backend: BackendName = BackendName.AUTO, keep_int8: bool = False) -> BuildSpec:
         """The request.
@@ -175,16 +213,18 @@ class BundleOptions(CalibrationOptions):
             SpecError: two precisions, or nonsense.
         """
         precision = self._precision_name()
+        image_size = None if self.image_size is None else parse_size(self.image_size)
         return BuildSpec(
             precision=Precision.INT8 if precision is PrecisionName.AUTO else Precision(precision.value),
             auto=precision is PrecisionName.AUTO,
             variant=None if self.variant is None else self.variant.value,
             checkpoint=self.checkpoint,
-            image_size=None if self.image_size is None else parse_size(self.image_size),
+            image_size=image_size,
             num_classes=self.num_classes,
-            profile=BatchProfile(self.min_batch, self.opt_batch, self.max_batch),
+            profile=BatchProfile(self.min_batch, self.opt_batch, self._largest_batch()),
             backend=backend.value,
             io_dtype=self.io_dtype,
+            labels=self.labels,
             eval_data=self.eval_data,
             eval_images=self.eval_images,
             max_drop_points=self.max_drop,
@@ -197,10 +237,23 @@ class BundleOptions(CalibrationOptions):
             budget_minutes=self.budget_minutes,
             keep_int8=keep_int8,
             plugin_archs=tuple(self.plugin_arch or ()),
+            task=Task(self.task.value),
+            sizes=None if self.dynamic_size is None else parse_range(self.dynamic_size, image_size),
         )
 
+    def _largest_batch(self) -> int:
+        """Eight images of a classifier; one of a backbone, whose images are large, or as many as the others need."""
+        if self.max_batch is not None:
+            return self.max_batch
+        return 8 if self.task is TaskName.CLASSIFY else max(self.min_batch, self.opt_batch)
+
     def _precision_name(self) -> PrecisionName:
-        flags = {PrecisionName.FP32: self.fp32, PrecisionName.FP16: self.fp16, PrecisionName.INT8: self.int8}
+        flags = {
+            PrecisionName.FP32: self.fp32,
+            PrecisionName.FP16: self.fp16,
+            PrecisionName.BF16: self.bf16,
+            PrecisionName.INT8: self.int8,
+        }
         names = {name for name, is_set in flags.items() if is_set}
         if self.precision is not PrecisionName.FP32:
             names.add(self.precision)
@@ -210,10 +263,23 @@ class BundleOptions(CalibrationOptions):
 
 
 @dataclass(frozen=True)
-class EngineOptions:
-    """How the engine is built: what `build` and `deploy` take, beside trtexec's own spellings."""
+class RunOptions:
+    """What runs a bundle, and how: what `verify`, `predict` and `bench` take."""
 
     backend: Backend = BackendName.AUTO
+    threads: Threads = None
+    device: DeviceName = None
+
+    @property
+    def run_options(self) -> dict[str, Any]:
+        """Of the backend, those that were given."""
+        return {name: value for name, value in {"threads": self.threads, "device": self.device}.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class EngineOptions(RunOptions):
+    """How the engine is built: what `build` and `deploy` take, beside trtexec's own spellings."""
+
     workspace_mib: WorkspaceMib = None
     no_plugin: NoPlugin = False
     precision_proof: PrecisionProofChoice = None
@@ -231,7 +297,8 @@ class EngineOptions:
             )
         proof = None if self.precision_proof is None else self.precision_proof.value
         own = {"workspace_mib": self.workspace_mib, "precision_proof": proof}
-        return replace(request, options={**request.options, **{name: value for name, value in own.items() if value is not None}})
+        own = {name: value for name, value in own.items() if value is not None}
+        return replace(request, options={**request.options, **own, **self.run_options})
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -244,3 +311,16 @@ def parse_size(text: str) -> tuple[int, int]:
     if not 1 <= len(parts) <= 2 or not all(part.isdigit() for part in parts):
         raise SpecError(f"cannot read the image size {text!r}", "write it as 224, or as HxW such as 256x192")
     return int(parts[0]), int(parts[-1])
+
+
+def parse_range(text: str, image_size: tuple[int, int] | None) -> SizeRange:
+    """Image sizes of "256..512" or "256x256..512x768", tuned for image_size, or for the largest where that is None.
+
+    Raises:
+        SpecError: another form, no multiples of 32, or out of order.
+    """
+    low, dots, high = text.partition("..")
+    if not dots:
+        raise SpecError(f"cannot read the image sizes {text!r}", "write them as MIN..MAX, such as 256..512 or 256x256..512x768")
+    smallest, largest = parse_size(low), parse_size(high)
+    return SizeRange(smallest, image_size or largest, largest)

@@ -30,7 +30,12 @@ def build(
 
     spec = request.spec(engine.backend, keep_int8)
     trtexec = engine.request(context.args)
-    given = {"profile": trtexec.profile, "image_size": trtexec.image_size, "precision": trtexec.precision}
+    given = {
+        "profile": trtexec.profile,
+        "image_size": trtexec.image_size,
+        "sizes": trtexec.sizes,
+        "precision": trtexec.precision,
+    }
     spec = replace(spec, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     with progress_shown(screen) as progress:
         result = build_bundle(spec, output, use_plugin=not engine.no_plugin, options=trtexec.options, progress=progress)

@@ -1,12 +1,15 @@
 """The device's half: a bundle becomes an engine that is proved and measured. Needs NumPy and a backend; never torch, never onnx.
 
-choose a backend -> build -> open -> parity at every batch size and on the evaluation images -> latency -> report.json
+backends in question -> build -> the fastest -> parity at every batch size and on the evaluation images -> latency -> report.json
 
+choice       the fastest of several engines, where a machine has several
 engine       what an engine is asked for, and opening it
 build        the engine, and one with the plugin where that may be right and faster
              (plugin_trial: in a process of its own, plugin_process)
 parity       an engine against the FP32 PyTorch logits that travel in the bundle
 verify bench prediction   what a deployed bundle is used for
+             (pictures: what predict was given; captions: what it saves)
+difference   two of them, or two measurements, against each other; summary: what a measurement says of its bundle
 """
 
 from __future__ import annotations
@@ -21,17 +24,19 @@ from typing import TYPE_CHECKING, Any
 from gmf_edge.artifact import new_folder
 from gmf_edge.bench.latency import measure_latency
 from gmf_edge.bundle import REPORT, Bundle, Manifest, open_bundle, seal
-from gmf_edge.deploy.bench import bench_bundle
+from gmf_edge.deploy.bench import BenchRequest, BenchResult, bench_bundle
 from gmf_edge.deploy.build import BuiltEngine, build_engines
+from gmf_edge.deploy.choice import engines_by_speed
+from gmf_edge.deploy.difference import Difference, Limits, compare
 from gmf_edge.deploy.engine import engine_request, open_engine
 from gmf_edge.deploy.parity import evaluation_images, gate_of, parity_of
 from gmf_edge.deploy.prediction import Prediction, predict
 from gmf_edge.deploy.result import Result
 from gmf_edge.deploy.verify import verify_bundle
-from gmf_edge.engines.choose import choose_backend
-from gmf_edge.engines.protocol import Backend, Progress, silent
+from gmf_edge.engines.choose import backends_in_question, requests_in_question
+from gmf_edge.engines.protocol import Progress, silent
 from gmf_edge.errors import GmfEdgeError
-from gmf_edge.spec import Gate
+from gmf_edge.spec import Gate, MapGate, Task
 from gmf_edge.verify.judge import judge
 from gmf_edge.verify.report import report_of, write_report
 
@@ -39,9 +44,14 @@ if TYPE_CHECKING:
     from gmf_edge.imageset import ImageSet
 
 __all__ = [
+    "BenchRequest",
+    "BenchResult",
+    "Difference",
+    "Limits",
     "Prediction",
     "Result",
     "bench_bundle",
+    "compare",
     "deploy_bundle",
     "deploy_in_place",
     "open_engine",
@@ -67,7 +77,7 @@ def deploy_bundle(
 
     Args:
         folder: a bundle.
-        backend: "auto", "onnxruntime" or "tensorrt".
+        backend: a name of spec.BACKENDS, or "auto": TensorRT where it can be used, else the fastest within the gate of the others.
         eval_data: the evaluation images that the bundle was built with (they do not travel); None for golden data alone.
         max_drop_points: overrides the gate's, in percentage points.
         use_plugin: whether the plugin form may be used.
@@ -103,21 +113,29 @@ def deploy_in_place(
     images: ImageSet | None,
     *,
     backend: str,
-    gate: Gate,
+    gate: Gate | MapGate,
     use_plugin: bool = True,
     options: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> Result:
     """Build the engine into the bundle's folder, prove it, measure it, write report.json and seal the folder."""
-    chosen, why = choose_backend(backend, to_build=True)
+    if bundle.manifest.model.task is Task.FEATURES:
+        # the golden images were taken from them, and are what a backbone is proved on
+        images = None
+    backends, why = backends_in_question(backend)
     progress(None, f"backend: {why}")
     request = engine_request(bundle, use_plugin, options or {})
     place = bundle.folder.absolute()
+    choice = plugin = None
     with tempfile.TemporaryDirectory(prefix=f".{place.name}.", suffix=".engines", dir=place.parent) as scratch:
-        engines, plugin = build_engines(chosen, request, bundle, gate, Path(scratch), progress)
+        contenders = [(one, asked) for one in backends for asked in requests_in_question(one, request)]
+        if len(contenders) > 1:
+            engines, choice = engines_by_speed(contenders, bundle, gate, Path(scratch), progress)
+        else:
+            engines, plugin = build_engines(*contenders[0], bundle, gate, Path(scratch), progress)
         for built in engines:
             try:
-                report = _report(chosen, why, built, bundle, images, gate, progress)
+                report = _report(built, why, bundle, images, gate, progress)
             except GmfEdgeError as error:
                 if built is engines[-1]:
                     raise
@@ -126,12 +144,16 @@ def deploy_in_place(
                 if report["passed"] or built is engines[-1]:
                     break
                 failure = report["reason"]
-            # the plugin engine passed its trial and not this: the one without it is still there
+            # it passed its trial and not this: the next one is still there
+            if choice is not None:
+                choice["reason"] += f"; {built.name} is not delivered: {failure}"
+                progress(None, choice["reason"])
+                continue
             plugin = {**(plugin or {}), "accepted": False, "reason": f"the engine without the plugin stays: with it, {failure}"}
             progress(None, plugin["reason"])
         for path in built.folder.iterdir():
             shutil.move(path, bundle.folder / path.name)
-    report["plugin"] = plugin
+    report |= {"plugin": plugin, "choice": choice and {**choice, "delivered": built.name}}
     write_report(report, bundle.folder / REPORT)
     manifest = Manifest.from_json({**bundle.manifest.to_json(), "engine_files": list(built.files)})
     seal(bundle.folder, manifest)
@@ -139,10 +161,10 @@ def deploy_in_place(
 
 
 def _report(
-    backend: Backend, why: str, built: BuiltEngine, bundle: Bundle, images: ImageSet | None, gate: Gate, progress: Progress
+    built: BuiltEngine, why: str, bundle: Bundle, images: ImageSet | None, gate: Gate | MapGate, progress: Progress
 ) -> dict[str, Any]:
     """Open an engine, prove it, measure it: the content of report.json."""
-    with backend.open(built.request, built.folder, built.files) as engine:
+    with built.backend.open(built.request, built.folder, built.files) as engine:
         parity = parity_of(engine, bundle, images, progress)
         progress(None, "measuring latency")
         latencies = [

@@ -15,20 +15,22 @@ from gmf_edge.bundle import GOLDEN, Bundle
 from gmf_edge.deploy.plugin_trial import LIMIT_BUILDS, LIMIT_S, TrialJob, try_plugin, without_plugin
 from gmf_edge.engines.protocol import Backend, EngineRequest, Progress
 from gmf_edge.errors import EngineError
-from gmf_edge.spec import Gate
+from gmf_edge.spec import Gate, MapGate
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """A finished engine: what it was built from, and its files in a folder, the engine first."""
+    """A finished engine: who built it and from what, its files in a folder, the engine first, and what it is called among several."""
 
+    backend: Backend
     request: EngineRequest
     folder: Path
     files: tuple[str, ...]
+    name: str = ""
 
 
 def build_engines(
-    backend: Backend, request: EngineRequest, bundle: Bundle, gate: Gate, scratch: Path, progress: Progress
+    backend: Backend, request: EngineRequest, bundle: Bundle, gate: Gate | MapGate, scratch: Path, progress: Progress
 ) -> tuple[list[BuiltEngine], dict[str, Any] | None]:
     """Build the engines that may be delivered, the preferred one first.
 
@@ -57,7 +59,8 @@ def build_engines(
     for folder in folders.values():
         folder.mkdir()
     started = time.monotonic()
-    portable = BuiltEngine(portable_request, folders["portable"], backend.build(portable_request, folders["portable"], progress))
+    files = backend.build(portable_request, folders["portable"], progress)
+    portable = BuiltEngine(backend, portable_request, folders["portable"], files)
     if not with_plugin:
         return [portable], None
     limit_s = LIMIT_S + LIMIT_BUILDS * (time.monotonic() - started)
@@ -65,5 +68,5 @@ def build_engines(
     job = TrialJob(backend.name, request, portable.folder, portable.files, bundle.path(GOLDEN), gate, folders["plugin"])
     trial = try_plugin(job, folders["trial"], limit_s, progress)
     progress(None, str(trial.report["reason"]))
-    accepted = [BuiltEngine(request, folders["plugin"], trial.files)] if trial.accepted else []
+    accepted = [BuiltEngine(backend, request, folders["plugin"], trial.files)] if trial.accepted else []
     return [*accepted, portable], trial.report

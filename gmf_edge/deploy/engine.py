@@ -12,9 +12,7 @@ from gmf_edge.bundle import GOLDEN, Bundle
 from gmf_edge.engines.choose import choose_backend
 from gmf_edge.engines.protocol import Engine, EngineRequest, Progress
 from gmf_edge.errors import BundleError, EngineError
-from gmf_edge.verify.batches import prove_batches
-from gmf_edge.verify.golden import Golden
-from gmf_edge.verify.judge import batches_failure
+from gmf_edge.verify.proof import golden_failure
 
 
 def engine_request(bundle: Bundle, use_plugin: bool, options: Mapping[str, Any]) -> EngineRequest:
@@ -29,6 +27,8 @@ def engine_request(bundle: Bundle, use_plugin: bool, options: Mapping[str, Any])
         quantised_layers=tuple(manifest.lowering.get("int8", {}).get("layers", ())),
         use_plugin=use_plugin,
         options=options,
+        sizes=manifest.sizes,
+        task=manifest.model.task,
     )
 
 
@@ -43,7 +43,8 @@ def open_engine(bundle: Bundle) -> Engine:
     if report is None:
         raise BundleError(f"{bundle.folder} has no engine yet", "run 'gmf-edge deploy' on it")
     backend, _ = choose_backend(str(report["backend"]))
-    engine = backend.open(engine_request(bundle, use_plugin=True, options={}), bundle.folder, bundle.manifest.engine_files)
+    request = engine_request(bundle, use_plugin=True, options=_options_of(report))
+    engine = backend.open(request, bundle.folder, bundle.manifest.engine_files)
     try:
         _prove_refit(engine, bundle)
     except BaseException:
@@ -52,19 +53,39 @@ def open_engine(bundle: Bundle) -> Engine:
     return engine
 
 
-def open_or_build(bundle: Bundle, backend: str, stack: ExitStack, progress: Progress) -> tuple[Engine, str]:
-    """The bundle's engine, by the backend it was deployed with; ONNX Runtime needs no deployment."""
-    deployed = (bundle.report or {}).get("backend")
+def open_or_build(
+    bundle: Bundle, backend: str, stack: ExitStack, progress: Progress, options: Mapping[str, Any] | None = None
+) -> tuple[Engine, str]:
+    """The bundle's engine, by the backend and with the options that it was deployed with; ONNX Runtime and OpenVINO need no deployment.
+
+    Args:
+        bundle: deployed or not.
+        backend: "auto" for the one that it was deployed with.
+        stack: closes the engine.
+        progress: told what is going on.
+        options: of the backend, over those that it was deployed with.
+
+    Raises:
+        GmfEdgeError: see gmf_edge.errors.
+    """
+    report = bundle.report or {}
+    deployed = report.get("backend")
     chosen, why = choose_backend(str(deployed) if backend == "auto" and deployed else backend)
     files = bundle.manifest.engine_files if deployed == chosen.name else ()
     folder = bundle.folder
-    request = engine_request(bundle, use_plugin=True, options={})
+    stored = _options_of(report) if deployed == chosen.name else {}
+    request = engine_request(bundle, use_plugin=True, options={**stored, **(options or {})})
     if not files:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gmf-edge-")))
         files = chosen.build(request, folder, progress)
     engine = stack.enter_context(chosen.open(request, folder, files))
     _prove_refit(engine, bundle)
     return engine, why
+
+
+def _options_of(report: Mapping[str, Any]) -> dict[str, Any]:
+    """With which the delivered engine is opened again; an older report has none."""
+    return dict(report["engine"].get("options", {}))
 
 
 def _prove_refit(engine: Engine, bundle: Bundle) -> None:
@@ -75,9 +96,7 @@ def _prove_refit(engine: Engine, bundle: Bundle) -> None:
     """
     if not engine.facts.refitted:
         return
-    golden = Golden.load(bundle.path(GOLDEN))
-    numerics = prove_batches(engine, golden.images, golden.logits, bundle.manifest.profile.sizes)
-    failure = batches_failure(numerics, bundle.manifest.gate)
+    failure = golden_failure(engine, bundle.path(GOLDEN), bundle.manifest.profile.sizes, bundle.manifest.gate)
     if failure is not None:
         raise EngineError(
             f"the engine of {bundle.folder} is wrong with its weights put back: {failure}", "deploy again without --stripWeights"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from gmf_edge.bundle import open_bundle
 from gmf_edge.deploy.engine import open_or_build
@@ -18,6 +20,7 @@ def verify_bundle(
     folder: Path,
     *,
     backend: str = "auto",
+    options: Mapping[str, Any] | None = None,
     eval_data: Path | str | None = None,
     max_drop_points: float | None = None,
     progress: Progress = silent,
@@ -27,6 +30,7 @@ def verify_bundle(
     Args:
         folder: a bundle.
         backend: "auto" is the one that the bundle was deployed with, where it was.
+        options: the backend's own, such as threads, over those that the bundle was deployed with.
         eval_data: the evaluation images that the bundle was built with; None for golden data alone.
         max_drop_points: overrides the gate's, in percentage points.
         progress: told what is going on.
@@ -38,7 +42,7 @@ def verify_bundle(
     gate = gate_of(bundle.manifest, max_drop_points)
     with ExitStack() as stack:
         images = evaluation_images(bundle, eval_data, stack)
-        engine, why = open_or_build(bundle, backend, stack, progress)
+        engine, why = open_or_build(bundle, backend, stack, progress, options)
         parity = parity_of(engine, bundle, images, progress)
         passed, reason = judge(parity, gate, bundle.manifest.weights.trained)
         report = report_of(bundle.manifest, engine.facts, why, parity, gate, passed, reason, [])

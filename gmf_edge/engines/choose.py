@@ -1,14 +1,21 @@
-"""Which backend runs here, and why; a fallback is always said."""
+"""Which backends can run a bundle here, and why; a fallback is always said.
+
+A GPU with TensorRT is what the user came for, and no CPU comes near it. Among CPU engines no name is the faster one: which of them is
+delivered is measured (deploy.choice), and this file says which of them come into question.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gmf_edge.engines.onnxruntime import OnnxRuntimeBackend
-from gmf_edge.engines.protocol import Backend
+from gmf_edge.engines.openvino.backend import OpenVinoBackend
+from gmf_edge.engines.protocol import Backend, EngineRequest
 from gmf_edge.engines.tensorrt.backend import TensorRTBackend
 from gmf_edge.errors import EnvironmentProblem, SpecError
 
-# in order of preference: a GPU that can be used is what the user came for
-BACKENDS: tuple[type[Backend], ...] = (TensorRTBackend, OnnxRuntimeBackend)
+# in order of preference, where no speed was measured
+BACKENDS: tuple[type[Backend], ...] = (TensorRTBackend, OnnxRuntimeBackend, OpenVinoBackend)
 
 
 def backend_named(name: str) -> Backend:
@@ -20,11 +27,37 @@ def backend_named(name: str) -> Backend:
     for kind in BACKENDS:
         if kind.name == name:
             return kind()
-    raise SpecError(f"unknown backend {name!r}", f"use auto, {' or '.join(kind.name for kind in BACKENDS)}")
+    raise SpecError(f"unknown backend {name!r}", f"use auto, {', '.join(kind.name for kind in BACKENDS)}")
+
+
+def backends_in_question(wanted: str) -> tuple[Sequence[Backend], str]:
+    """The backends of which the fastest is to be delivered, and the sentence that says why these.
+
+    Args:
+        wanted: "auto", or a backend's name.
+
+    Raises:
+        EnvironmentProblem, SpecError: see choose_backend.
+    """
+    first, why = choose_backend(wanted, to_build=True)
+    if wanted != "auto" or isinstance(first, TensorRTBackend):
+        return [first], why
+    usable = [first, *(backend for backend in _behind(first) if backend.missing_to_build() is None)]
+    return usable, " and ".join(backend.name for backend in usable) + why.removeprefix(first.name)
+
+
+def requests_in_question(backend: Backend, request: EngineRequest) -> tuple[EngineRequest, ...]:
+    """The request, and others that meet it in another way and may be the better ones here."""
+    return backend.alternatives(request) if isinstance(backend, OpenVinoBackend) else (request,)
+
+
+def _behind(backend: Backend) -> Sequence[Backend]:
+    kinds = list(BACKENDS)
+    return [kind() for kind in kinds[kinds.index(type(backend)) + 1 :]]
 
 
 def choose_backend(wanted: str, *, to_build: bool = False) -> tuple[Backend, str]:
-    """The backend to use and the sentence that says why.
+    """The backend to use, by name and not by speed, and the sentence that says why.
 
     Args:
         wanted: "auto", or a backend's name.

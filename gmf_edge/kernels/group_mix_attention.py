@@ -90,31 +90,33 @@ def _aggregate_segment(
     # q: twice as many tokens a turn
     for tile in tl.range((tiles + query) >> query, disable_licm=True):
         start = first + tile * (gap + T // BLOCK)
-        if SEGMENT == 0:
-            n, there = places(start, last, width, gap, 2 * T, T)
-            source = n * (15 * S) + tl.arange(0, 2 * T) // T * way
-            inside = there[:, None] & (c < S)[None, :]
-            mixed = tl.load(tokens + source[:, None] + c[None, :], mask=inside, other=0.0).to(tl.float32)
-        else:
+        if SEGMENT > 0:
             K: tl.constexpr = 2 * SEGMENT + 1
             ROW: tl.constexpr = AGGREGATE_1 if SEGMENT == 1 else (AGGREGATE_2 if SEGMENT == 2 else AGGREGATE_3)
-            weights = vectors + ROW * P
-            matrix = matrices + (SEGMENT - 1) * (P * P)
             mixed = separable(
-                tokens, weights, matrix, start, last, gap, way, height, width, 15 * S, S, P, P, K, 2 * T, T, CHANNELS, True
+                *(tokens, vectors + ROW * P, matrices + (SEGMENT - 1) * (P * P), start, last, gap, way, height, width),
+                *(15 * S, S, P, P, K, 2 * T, T, CHANNELS, True),
             )
-            mixed += tl.load(vectors + (BIAS + SEGMENT - 1) * P + c)[None, :]
-        mixed = hard_swish(mixed)
+            mixed = hard_swish(mixed + tl.load(vectors + (BIAS + SEGMENT - 1) * P + c)[None, :])
         if query == 1:
             place, taken = places(start, last, width, gap, 2 * T, T)
+            q_inside = taken[:, None] & (c < S)[None, :]
+            if SEGMENT == 0:
+                q_source = tokens + place[:, None] * (15 * S) + c[None, :]
+                mixed = hard_swish(tl.load(q_source, mask=q_inside, other=0.0).to(tl.float32))
             q_target = output + place[:, None] * (5 * S) + SEGMENT * S + c[None, :]
-            tl.store(q_target, mixed.to(output.dtype.element_ty), mask=taken[:, None] & (c < S)[None, :])
+            tl.store(q_target, mixed.to(output.dtype.element_ty), mask=q_inside)
         else:
             token, valid = places(start, last, width, 0, T, T)
-            k, v = tl.split(tl.permute(tl.reshape(mixed, (2, T, P)), (1, 2, 0)))
+            inside = valid[:, None] & (c < S)[None, :]
+            if SEGMENT == 0:
+                source = tokens + token[:, None] * (15 * S) + c[None, :]
+                k = hard_swish(tl.load(source, mask=inside, other=0.0).to(tl.float32))
+                v = hard_swish(tl.load(source + S, mask=inside, other=0.0).to(tl.float32))
+            else:
+                k, v = tl.split(tl.permute(tl.reshape(mixed, (2, T, P)), (1, 2, 0)))
             v = v.to(scratch.dtype.element_ty)
-            v_target = scratch + token[:, None] * (4 * S) + SEGMENT * S + c[None, :]
-            tl.store(v_target, v, mask=valid[:, None] & (c < S)[None, :])
+            tl.store(scratch + token[:, None] * (4 * S) + SEGMENT * S + c[None, :], v, mask=inside)
 
             # the first block of a split has a token, so the maximum is finite from the first tile on
             k = tl.where(valid[:, None], k, float("-inf"))

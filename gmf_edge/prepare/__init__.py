@@ -1,6 +1,7 @@
 """The workstation's half: a checkpoint becomes a bundle. The one half that needs torch and onnx.
 
 source         weights, preprocessing, data sets              the FP32 PyTorch model
+classes        what they are called
 graphs         1-plain.onnx -> 2-fused.onnx -> the bundle's   exported, rewritten, lowered to a precision, over one weights.bin
 reference      golden.npz, reference.npz                      FP32 PyTorch's logits
 calibration    ranges.json                                    INT8: the activations' ranges
@@ -25,7 +26,7 @@ from gmf_edge.prepare.graphs import fused_stage, lowered_stage, plain_stage
 from gmf_edge.prepare.quantization import quantization_for
 from gmf_edge.prepare.reference import reference_stage
 from gmf_edge.prepare.source import SourceModel, load_source
-from gmf_edge.spec import BuildSpec, Precision
+from gmf_edge.spec import BuildSpec, Precision, Task
 
 if TYPE_CHECKING:
     from gmf_edge.precision.ranges import Ranges
@@ -91,7 +92,8 @@ def write_bundle(source: SourceModel, spec: BuildSpec, folder: Path, progress: P
 
     for stage in (lowered, reference):
         _copy_files(stage, folder)
-    (folder / LABELS).write_text("\n".join(source.classes) + "\n", encoding="utf-8")
+    if spec.task is Task.CLASSIFY:
+        (folder / LABELS).write_text("\n".join(source.classes.names) + "\n", encoding="utf-8")
     manifest = Manifest(
         model=source.spec,
         weights=source.origin,
@@ -100,12 +102,14 @@ def write_bundle(source: SourceModel, spec: BuildSpec, folder: Path, progress: P
         preprocess=source.preprocess,
         gate=spec.gate,
         io_dtype=spec.io_dtype,
-        classes=source.classes,
+        classes=source.classes.names,
+        class_ids=source.classes.ids,
         graphs=lowered.facts["graphs"],
         lowering=lowered.facts["lowering"],
         rewriting=tuple(fused.facts["passes"]),
         versions={"gmf-edge": __version__, **library_versions()},
         evaluation=reference.facts["evaluation"],
+        sizes=spec.sizes,
     )
     return seal(folder, manifest)
 

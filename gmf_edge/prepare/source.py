@@ -15,7 +15,8 @@ from gmf_edge.engines.protocol import Progress, silent
 from gmf_edge.errors import DataError, EnvironmentProblem, SpecError
 from gmf_edge.image import Preprocess
 from gmf_edge.imageset import ImageSet
-from gmf_edge.spec import BuildSpec, ModelSpec, Precision
+from gmf_edge.prepare.classes import Classes, classes_from_file, classes_from_folders, default_classes, packaged_classes
+from gmf_edge.spec import BuildSpec, ModelSpec, Precision, Task
 from gmf_edge.weights import WeightsOrigin
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parents[1] / "assets"
 PACKAGED_VARIANT, PACKAGED_SIZE, PACKAGED_CLASSES = "pico", (64, 64), 10
-PACKAGED_WEIGHTS, PACKAGED_LABELS = ASSETS / "pico.safetensors", ASSETS / "pico-labels.txt"
+PACKAGED_WEIGHTS = ASSETS / "pico.safetensors"
 PACKAGED_TEST, PACKAGED_CALIBRATION = ASSETS / "pico-digits-test.zip", ASSETS / "pico-digits-calibration.zip"
 DEFAULT_SIZE, DEFAULT_CLASSES = (224, 224), 1000
 # without trained weights only numerics can be judged, and those need no thousands of images
@@ -38,7 +39,7 @@ class SourceModel:
         model: in evaluation mode.
         origin: of its weights.
         preprocess: how pictures come to it.
-        classes: class names, index = class.
+        classes: their names; none of a backbone.
         evaluation: images to evaluate on, or None.
         calibration: images to calibrate INT8 on; None for other precisions, or where ranges were given.
     """
@@ -46,7 +47,7 @@ class SourceModel:
     model: GroupMixFormer
     origin: WeightsOrigin
     preprocess: Preprocess
-    classes: tuple[str, ...]
+    classes: Classes
     evaluation: ImageSet | None
     calibration: ImageSet | None = None
 
@@ -89,7 +90,7 @@ def load_source(spec: BuildSpec, stack: ExitStack, progress: Progress = silent, 
             evaluation = evaluation.spread(min(UNTRAINED_IMAGES, len(evaluation)), spec.seed)
         elif spec.eval_images is not None:
             evaluation = evaluation.spread(min(spec.eval_images, len(evaluation)), spec.seed)
-    classes = _class_names(model.spec, origin, evaluation)
+    classes = _classes(spec, model.spec, origin, evaluation) if spec.task is Task.CLASSIFY else Classes(())
     calibration = None
     if spec.precision is Precision.INT8 and spec.ranges is None:
         calibration = _calibration_images(spec, origin, evaluation, stack)
@@ -118,29 +119,36 @@ def _weights(spec: BuildSpec) -> tuple[GroupMixFormer, WeightsOrigin]:
 
     if spec.checkpoint is not None:
         return load_model(
-            spec.checkpoint, variant=spec.variant, num_classes=spec.num_classes, image_size=spec.image_size or DEFAULT_SIZE
+            spec.checkpoint,
+            variant=spec.variant,
+            num_classes=spec.num_classes,
+            image_size=spec.input_size or DEFAULT_SIZE,
+            task=spec.task,
         )
     variant = spec.variant or PACKAGED_VARIANT
     if variant == PACKAGED_VARIANT and spec.num_classes in (None, PACKAGED_CLASSES):
-        return load_model(PACKAGED_WEIGHTS, variant=variant, image_size=spec.image_size or PACKAGED_SIZE, kind="packaged")
-    model_spec = ModelSpec.of(variant, spec.num_classes or DEFAULT_CLASSES, spec.image_size or DEFAULT_SIZE)
+        size = spec.input_size or PACKAGED_SIZE
+        return load_model(PACKAGED_WEIGHTS, variant=variant, image_size=size, kind="packaged", task=spec.task)
+    model_spec = ModelSpec.of(variant, spec.num_classes or DEFAULT_CLASSES, spec.input_size or DEFAULT_SIZE, spec.task)
     return random_model(model_spec, spec.seed), WeightsOrigin.random(spec.seed)
 
 
-def _class_names(spec: ModelSpec, origin: WeightsOrigin, evaluation: ImageSet | None) -> tuple[str, ...]:
-    known = tuple(PACKAGED_LABELS.read_text(encoding="utf-8").split("\n"))[: spec.num_classes] if origin.kind == "packaged" else ()
+def _classes(request: BuildSpec, spec: ModelSpec, origin: WeightsOrigin, evaluation: ImageSet | None) -> Classes:
+    packaged = packaged_classes(spec.num_classes) if origin.kind == "packaged" else None
     if evaluation is not None and evaluation.labelled and origin.trained:
         if len(evaluation.classes) != spec.num_classes:
             raise DataError(
                 f"{evaluation.address} has {len(evaluation.classes)} classes, the model {spec.num_classes}",
                 "evaluate on images of the classes that the model was trained for, one folder a class",
             )
-        if known and tuple(evaluation.classes) != known:
+        if packaged is not None and tuple(evaluation.classes) != packaged.names:
             raise DataError(
-                f"the class folders of {evaluation.address} are not the packaged model's", f"name them {', '.join(known)}"
+                f"the class folders of {evaluation.address} are not the packaged model's", f"name them {', '.join(packaged.names)}"
             )
-    if known:
-        return known
+    if request.labels is not None:
+        return classes_from_file(request.labels, spec.num_classes)
+    if packaged is not None:
+        return packaged
     if evaluation is not None and len(evaluation.classes) == spec.num_classes:
-        return tuple(evaluation.classes)
-    return tuple(f"class {index}" for index in range(spec.num_classes))
+        return classes_from_folders(evaluation.classes)
+    return default_classes(spec.num_classes)

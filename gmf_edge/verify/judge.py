@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from gmf_edge.spec import Gate
+from gmf_edge.spec import Gate, MapGate
+from gmf_edge.verify.accuracy import EXCLUDED, SHOWN, SHOWN_CONFIDENCE, images_to_settle, loss_verdict
 from gmf_edge.verify.batches import BatchNumerics
+from gmf_edge.verify.maps import MapReport, judge_maps
 from gmf_edge.verify.parity import ParityReport
 
 # an error above this share of the reference's spread over the images drowns what tells images apart
@@ -15,15 +17,20 @@ BLIND_SHARE = 0.5
 SLACK = 1e-9
 
 
-def judge(report: ParityReport, gate: Gate, has_trained_weights: bool) -> tuple[bool, str]:
-    """Whether the report is within the gate, and why, with figures and limits.
+def judge(report: ParityReport | MapReport, gate: Gate | MapGate, has_trained_weights: bool) -> tuple[bool, str]:
+    """Whether the report is within the gate, and why, with figures and limits; a backbone's by maps.judge_maps.
 
     In this order: all logits finite; every batch size (cosine, relative L2, rows alike and in their places); then top-1 where there
-    are labels and trained weights, else agreement (flips that are near ties excused: they say nothing about the engine); then the
+    are labels and trained weights: outside where a loss above the limit is shown or, with a strict gate, measured; then, unless such a
+    loss is excluded or the gate is strict, agreement (flips that are near ties excused: they say nothing about the engine); then the
     cosine and relative L2 of the evaluation images. A report that passes on images that the model hardly tells apart says so, since
     its figures then say little. The limit of the relative L2, which alone sees a wrong scale, is twice the
     relative error that the cosine limit stands for.
     """
+    if isinstance(report, MapReport):
+        assert isinstance(gate, MapGate), "a backbone's report comes with the gate of maps"
+        return judge_maps(report, gate)
+    assert isinstance(gate, Gate), "logits come with the gate of logits"
     failure = _failure(report, gate, has_trained_weights)
     if failure is not None:
         return False, failure
@@ -32,7 +39,7 @@ def judge(report: ParityReport, gate: Gate, has_trained_weights: bool) -> tuple[
     if report.images > 1 and not report.relative_l2 <= report.reference_spread * BLIND_SHARE:
         numerics += f", but the images' logits differ by only {report.reference_spread:.1e} of their norm, too little to prove much"
     if _claims_accuracy(report, has_trained_weights):
-        return True, f"{_accuracy_words(report, gate)}; {_flip_words(report)}; {numerics}"
+        return True, f"{_accuracy_words(report, gate)}{_settled_words(report, gate)}; {_flip_words(report)}; {numerics}"
     return True, f"{_agreement_words(report, gate)}; {numerics}"
 
 
@@ -48,18 +55,39 @@ def _failure(report: ParityReport, gate: Gate, has_trained_weights: bool) -> str
     if failure is not None:
         return failure
     most_l2 = _relative_l2_limit(gate.min_cosine)
+    agreement_decides = True
     if _claims_accuracy(report, has_trained_weights):
-        if not -_number(report.top1_change_points) <= gate.max_drop_points + SLACK:
-            words = _accuracy_words(report, gate)
-            one = 100.0 / report.images
-            return words + (f"; of {report.images} images one is {one:.2f} points" if one > gate.max_drop_points else "")
-    elif not report.clear_agreement >= gate.min_agreement - SLACK:
+        failure, agreement_decides = _accuracy_failure(report, gate)
+        if failure is not None:
+            return failure
+    if agreement_decides and not report.clear_agreement >= gate.min_agreement - SLACK:
         return _agreement_words(report, gate)
     if not report.cosine >= gate.min_cosine - SLACK:
         return f"cosine {report.cosine:.6f} is below the limit {gate.min_cosine:g}"
     if not report.relative_l2 <= most_l2 + SLACK:
         return f"relative L2 error {report.relative_l2:.4g} is above the limit {most_l2:.4g}"
     return None
+
+
+def _accuracy_failure(report: ParityReport, gate: Gate) -> tuple[str | None, bool]:
+    """What is wrong with top-1, and whether agreement has to be asked as well."""
+    words = _accuracy_words(report, gate)
+    if not math.isfinite(_number(report.top1_change_points)):
+        return words, False
+    if gate.strict:
+        one = 100.0 / report.images
+        within = -_number(report.top1_change_points) <= gate.max_drop_points + SLACK
+        grain = f"; of {report.images} images one is {one:.2f} points" if one > gate.max_drop_points else ""
+        return None if within else words + grain, False
+    verdict = _loss_verdict(report, gate)
+    if verdict == SHOWN:
+        return f"{words}: a loss above the limit is shown at {100 * SHOWN_CONFIDENCE:g} % confidence; {_flip_words(report)}", False
+    return None, verdict != EXCLUDED
+
+
+def _loss_verdict(report: ParityReport, gate: Gate) -> str:
+    assert report.discordant is not None, "a change of top-1 comes with its counts"
+    return loss_verdict(report.discordant, report.images, gate.max_drop_points)
 
 
 def batches_failure(batches: Mapping[int, BatchNumerics], gate: Gate) -> str | None:
@@ -103,6 +131,16 @@ def _accuracy_words(report: ParityReport, gate: Gate) -> str:
         f"top-1 {_number(report.reference_top1):.2f} % -> {_number(report.engine_top1):.2f} % "
         f"({change}; 95 % interval {low:+.2f} to {high:+.2f})"
     )
+
+
+def _settled_words(report: ParityReport, gate: Gate) -> str:
+    """What the images of a report that passes leave open, and how many would not."""
+    assert report.discordant is not None
+    if gate.strict or gate.max_drop_points == 0 or _loss_verdict(report, gate) == EXCLUDED:
+        return ""
+    number = images_to_settle(report.discordant, report.images, gate.max_drop_points)
+    enough = "" if number is None else f", about {number:,} would do"
+    return f"; no such loss is shown, but {report.images} images are too few to exclude it{enough}"
 
 
 def _agreement_words(report: ParityReport, gate: Gate) -> str:

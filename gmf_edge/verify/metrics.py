@@ -125,15 +125,32 @@ def paired_interval(lost: int, gained: int, images: int, confidence: float = 0.9
     observed = (gained - lost) / images
 
     def rejected(change: float) -> bool:
-        # the maximum-likelihood share of lost images if the true change were `change`: the larger root of
-        # 2n q^2 + (change * (2n + lost - gained) - lost - gained) q - lost * change * (1 - change) = 0
-        linear = change * (2 * images + lost - gained) - lost - gained
-        root = math.sqrt(max(linear**2 + 8 * images * lost * change * (1 - change), 0.0))
-        share_lost = (root - linear) / (4 * images)
-        variance = (2 * share_lost + change * (1 - change)) / images
-        return (observed - change) ** 2 > critical**2 * max(variance, 0.0)
+        return abs(paired_score(lost, gained, images, change)) > critical
 
     return _boundary(rejected, observed, -1.0), _boundary(rejected, observed, 1.0)
+
+
+def paired_score(lost: float, gained: float, images: float, change: float) -> float:
+    """Tango's score: how many standard errors the observed change lies above `change`, with the variance that `change` implies.
+
+    Args:
+        lost, gained, images: as paired_interval's; expected counts, which are no whole numbers, are welcome.
+        change: hypothetical change of the share of hits, in -1..1.
+
+    Returns:
+        The score, standard normal for many images if `change` is the true one; 0 where the observed change equals `change`, and
+        plus or minus infinity where `change` leaves no room for what was observed.
+    """
+    difference = (gained - lost) / images - change
+    if difference == 0:
+        return 0.0
+    # the maximum-likelihood share of lost images if the true change were `change`: the larger root of
+    # 2n q^2 + (change * (2n + lost - gained) - lost - gained) q - lost * change * (1 - change) = 0
+    linear = change * (2 * images + lost - gained) - lost - gained
+    root = math.sqrt(max(linear**2 + 8 * images * lost * change * (1 - change), 0.0))
+    share_lost = (root - linear) / (4 * images)
+    variance = (2 * share_lost + change * (1 - change)) / images
+    return difference / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, difference)
 
 
 def _boundary(rejected: Callable[[float], bool], inside: float, outside: float) -> float:

@@ -17,6 +17,7 @@ from gmf_edge.engines.protocol import Engine, FloatArray, Progress, silent
 from gmf_edge.errors import DataError
 from gmf_edge.spec import BatchProfile
 from gmf_edge.verify import metrics
+from gmf_edge.verify.accuracy import Discordant
 from gmf_edge.verify.batches import BatchNumerics
 from gmf_edge.verify.inference import served_logits
 from gmf_edge.verify.metrics import json_number
@@ -59,6 +60,7 @@ class ParityReport:
             where there are five classes or fewer.
         top1_change_points: engine_top1 - reference_top1.
         interval_95: of that change, in points, for images like these; None where the change is.
+        discordant: images that one of the two has right and the other wrong; None where the change is.
         agreement: share of images with the same top-1.
         clear_agreement: the same, with flips that are near ties counted as agreeing.
         flips: every image whose top-1 changed.
@@ -78,6 +80,7 @@ class ParityReport:
     engine_top5: float | None
     top1_change_points: float | None
     interval_95: tuple[float, float] | None
+    discordant: Discordant | None
     agreement: float
     clear_agreement: float
     flips: tuple[Flip, ...]
@@ -94,6 +97,7 @@ class ParityReport:
         """Plain values, batch sizes as strings; null for what is not finite, which JSON cannot say."""
         values: dict[str, Any] = {f.name: json_number(getattr(self, f.name)) for f in fields(self)}
         values["interval_95"] = None if self.interval_95 is None else list(self.interval_95)
+        values["discordant"] = None if self.discordant is None else asdict(self.discordant)
         values["flips"] = [asdict(flip) for flip in self.flips]
         values["batches"] = {str(size): numerics.to_json() for size, numerics in sorted(self.batches.items())}
         return values
@@ -236,12 +240,14 @@ def _report(
     )
     reference_top1 = engine_top1 = reference_top5 = engine_top5 = change = None
     interval: tuple[float, float] | None = None
+    discordant: Discordant | None = None
     if known is not None:
         reference_top1, engine_top1 = _percent(found.reference_hit), _percent(found.engine_hit)
-        lost = int((found.reference_hit & ~found.engine_hit).sum())
-        gained = int((~found.reference_hit & found.engine_hit).sum())
-        change = 100.0 * (gained - lost) / images
-        low, high = metrics.paired_interval(lost, gained, images)
+        lost, gained = found.reference_hit & ~found.engine_hit, ~found.reference_hit & found.engine_hit
+        clear = ~(near_tie & found.engine_finite)
+        discordant = Discordant(*(int(which.sum()) for which in (lost, gained, lost & clear, gained & clear)))
+        change = 100.0 * (discordant.gained - discordant.lost) / images
+        low, high = metrics.paired_interval(discordant.lost, discordant.gained, images)
         interval = (100.0 * low, 100.0 * high)
         if classes > TOP_K:
             reference_top5, engine_top5 = _percent(found.reference_hit5), _percent(found.engine_hit5)
@@ -253,6 +259,7 @@ def _report(
         engine_top5=engine_top5,
         top1_change_points=change,
         interval_95=interval,
+        discordant=discordant,
         agreement=float(found.same.mean()),
         clear_agreement=1.0 - sum(not flip.near_tie for flip in flips) / images,
         flips=flips,

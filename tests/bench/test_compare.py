@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -16,7 +17,7 @@ sys.path.append(str(Path(__file__).parent))
 from simulated import Clock, SimulatedEngine
 
 from gmf_edge.bench import compare as module
-from gmf_edge.bench.compare import NO, UNCLEAR, YES, Comparison, TimingPlan, compare_engines, refused
+from gmf_edge.bench.compare import NO, UNCLEAR, YES, Comparison, TimingPlan, compare_engines, rank_engines, refused
 from gmf_edge.errors import SpecError
 from gmf_edge.spec import BatchProfile
 
@@ -32,6 +33,7 @@ def compared(candidate_ms: Any, baseline_ms: Any, profile: BatchProfile | None =
     engine = {name: settings.pop(name) for name in ("noise", "outliers", "on_gpu", "overhead_ms", "rng") if name in settings}
     engine.setdefault("rng", np.random.default_rng(0))  # one for both: their noise is not the same
     clock = settings.pop("clock", Clock())
+    settings.setdefault("sleep", lambda seconds: None)
     candidate, baseline = SimulatedEngine(clock, "c", candidate_ms, **engine), SimulatedEngine(clock, "b", baseline_ms, **engine)
     return compare_engines(
         candidate, baseline, names=NAMES, profile=profile or BatchProfile(1, 1, 1), image_size=(4, 4), clock=clock, **settings
@@ -114,6 +116,29 @@ def test_two_seconds_and_a_hundred_rounds_go_by_on_a_gpu() -> None:
     assert found.batches[0].calls == 20
 
 
+def test_every_batch_size_is_timed_for_two_seconds() -> None:
+    clock = Clock()
+    found = compared(1.0, 1.5, BatchProfile(1, 4, 32), clock=clock)
+    assert [batch.batch for batch in found.batches] == [4, 1, 32]
+    assert all(batch.rounds * batch.calls * 2 * (1.0 + 1.5) >= 2000 for batch in found.batches)
+    assert clock.now >= 3 * (2 * 0.5 + 2.0)
+
+
+def test_what_an_engine_finds_while_it_is_timed_is_noted() -> None:
+    class Uncaptured(SimulatedEngine):
+        def compute_times_ms(self, images: Any, count: int) -> Any:
+            self.facts = dataclasses.replace(self.facts, notes=("portable graph", "no CUDA graph could be captured"))
+            return super().compute_times_ms(images, count)
+
+    clock = Clock()
+    candidate, baseline = Uncaptured(clock, "c", 1.0), SimulatedEngine(clock, "b", 1.5)
+    candidate.facts = dataclasses.replace(candidate.facts, notes=("portable graph",))
+    plan = TimingPlan(0.0, 0.0, 8, 0.0)
+    profile = BatchProfile(1, 1, 1)
+    found = compare_engines(candidate, baseline, names=NAMES, profile=profile, image_size=(4, 4), gpu_plan=plan, clock=clock)
+    assert found.notes == ("INT8: no CUDA graph could be captured",)
+
+
 def test_a_machine_that_slows_down_is_not_read_as_a_difference() -> None:
     def slowing(batch: int, now: float) -> float:
         return 1.0 + now / 2
@@ -170,9 +195,76 @@ def test_the_gpus_state_is_recorded_round_the_timing_and_a_change_is_a_note(monk
     found = compared(4.0, 6.0)
     assert found.device is not None
     assert [found.device[when]["sm_clock_mhz"] for when in ("before", "after")] == [1980, 1500]
+    assert found.device["end"] is found.device["after"]
     assert len(found.notes) == 2
     assert "1980 to 1500 MHz" in found.notes[0]
     assert "sw_thermal_slowdown" in found.notes[1]
+
+
+def test_on_a_cpu_there_is_a_pause_wherever_the_engine_changes_and_only_there() -> None:
+    clock = Clock()
+    plan = TimingPlan(0.0, 0.0, 8, 0.0, fewest_calls=1, most_calls=1, pause_s=0.05)
+    paused: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        paused.append(seconds)
+        clock.ran.append(" ")
+
+    compared(1.0, 1.0, clock=clock, on_gpu=False, cpu_plan=plan, sleep=sleep)
+    # eight rounds of four blocks of two calls, b c c b and c b b c in turn
+    assert "".join(clock.ran).endswith(" ".join(["bb cccc bb cc bbbb cc"] * 4))
+    assert set(paused) == {0.05}
+
+
+def test_on_a_gpu_nothing_waits() -> None:
+    def sleep(seconds: float) -> None:
+        raise AssertionError("waited")
+
+    assert compared(4.0, 6.0, sleep=sleep).accepted
+
+
+def test_on_a_cpu_the_first_call_of_a_block_is_left_out_of_two() -> None:
+    class ColdFirst(SimulatedEngine):
+        cold = False
+
+        def infer(self, images: Any) -> Any:
+            self.cold = not self.cold
+            self.ms = 9.0 if self.cold else 1.0
+            return super().infer(images)
+
+    clock = Clock()
+    candidate, baseline = ColdFirst(clock, "c", 1.0, on_gpu=False), SimulatedEngine(clock, "b", 1.5, on_gpu=False)
+    plan = TimingPlan(0.0, 0.0, 8, 0.0, fewest_calls=1, most_calls=1)
+    settings = {"profile": BatchProfile(1, 1, 1), "image_size": (4, 4), "clock": clock, "sleep": lambda seconds: None}
+    candidate.cold = True  # three calls decide the size of a block: two are left
+    found = compare_engines(candidate, baseline, names=NAMES, cpu_plan=plan, **settings)  # type: ignore[arg-type]
+    assert found.batches[0].speedup == pytest.approx(1.5)
+
+
+def ranked(*times_ms: float, **settings: Any) -> Any:
+    clock, rng = Clock(), np.random.default_rng(0)
+    engines = [(f"e{i}", SimulatedEngine(clock, f"e{i}", ms, on_gpu=False, rng=rng)) for i, ms in enumerate(times_ms)]
+    common = {"profile": BatchProfile(1, 1, 1), "image_size": (4, 4), "clock": clock, "sleep": lambda seconds: None}
+    return rank_engines(engines, **common, **settings)
+
+
+def test_the_fastest_of_several_is_first_and_the_others_follow_by_time() -> None:
+    found = ranked(4.0, 6.0, 2.0, 3.0)
+    assert found.order == ("e2", "e3", "e0", "e1")
+    assert [found.relative[name] for name in found.order] == pytest.approx([1.0, 1.5, 2.0, 3.0])
+    assert [found.median_ms[name] for name in found.order] == pytest.approx([2.0, 3.0, 4.0, 6.0])
+    assert [(one.candidate, one.baseline) for one in found.comparisons] == [("e1", "e0"), ("e2", "e0"), ("e3", "e2")]
+    assert "e2 is faster: e2 2.00 ms, e0 4.00 ms" in found.reason
+
+
+def test_without_a_clear_difference_the_earlier_engine_stays() -> None:
+    assert ranked(4.0, 3.97).order[0] == "e0"
+    assert ranked(4.0, 3.97, margin=1.0).order[0] == "e1"
+
+
+def test_one_engine_alone_is_first_and_nothing_is_timed() -> None:
+    found = ranked(4.0)
+    assert (found.order, found.comparisons, found.reason) == (("e0",), (), "e0 is the only engine")
 
 
 def test_a_candidate_that_is_not_right_is_refused_without_timing() -> None:
@@ -182,7 +274,7 @@ def test_a_candidate_that_is_not_right_is_refused_without_timing() -> None:
     assert json.loads(json.dumps(found.to_json()))["batches"] == {}
 
 
-@pytest.mark.parametrize("bad", [{"rounds": 7}, {"seconds": -1.0}, {"budget_s": math.nan}, {"fewest_calls": 0}])
+@pytest.mark.parametrize("bad", [{"rounds": 7}, {"seconds": -1.0}, {"pause_s": -1.0}, {"budget_s": math.nan}, {"fewest_calls": 0}])
 def test_a_plan_that_cannot_be_meant_is_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(SpecError):
         TimingPlan(**{"warmup_s": 0.0, "seconds": 0.0, "rounds": 8, "budget_s": 1.0, **bad})

@@ -165,7 +165,7 @@ def test_quiet_shows_results_and_no_progress(gmf: Run, pico_fp16: Path) -> None:
 
 def test_predict_prints_the_top_5_with_labels(gmf: Run, pico_fp16: Path, digits: Path) -> None:
     pictures = [next((digits / "3").iterdir()), next((digits / "7").iterdir())]
-    ended = gmf("predict", pico_fp16, *pictures, "-q")
+    ended = gmf("predict", pico_fp16, *pictures, "--top", 5, "-q")
     lines = ended.out.splitlines()
     assert (ended.status, len(lines)) == (0, 12)
     assert [lines[0], lines[6]] == [str(picture) for picture in pictures]
@@ -202,13 +202,51 @@ def test_inspect_shows_model_precision_files_and_result(gmf: Run, pico_fp16: Pat
     assert values["report"]["passed"] is True
 
 
-def test_bench_measures_the_batches_that_were_asked_for(gmf: Run, pico_fp16: Path) -> None:
-    ended = gmf("bench", pico_fp16, "--batch", 2, "--batch", 3, "--duration", 0, "--iterations", 3, "--warm-up", 0, "--json")
+def test_bench_measures_the_batches_that_were_asked_for(gmf: Run, pico_fp16: Path, tmp_path: Path) -> None:
+    brief = ("--duration", 0, "--iterations", 12, "--warmUp", 0)
+    ended = gmf("bench", pico_fp16, "--batch=2,3", "--percentile=50,99", *brief, "--output", tmp_path / "b.json", "--json")
     values = json.loads(ended.out)
-    assert [(value["batch"], value["iterations"]) for value in values] == [(2, 3), (3, 3)]
-    assert all(0 < value["min_ms"] <= value["median_ms"] <= value["max_ms"] for value in values)
+    assert [(value["batch"], value["iterations"]) for value in values["latency"]] == [(2, 12), (3, 12)]
+    for value in values["latency"]:
+        assert 0 < value["min_ms"] <= value["median_ms"] <= value["max_ms"]
+        assert list(value["percentiles_ms"]) == ["50", "99"]
+        assert value["modes"] == {"cuda_graph": None, "transfers": None, "spin_wait": None, "streams": 1, "in_flight": 1}
+    assert (values["kind"], values["made"]["precision"]) == ("gmf-edge bench", "fp16")
+    assert json.loads((tmp_path / "b.json").read_text())["latency"] == values["latency"]
     one_clear_error(gmf("bench", pico_fp16, "--batch", 9, "--duration", 0), 1, "batch size 9", "1..8")
     one_clear_error(gmf("bench", pico_fp16, "--percentile", 0), 2, "benchmark settings")
+    one_clear_error(gmf("bench", pico_fp16, "--batch", "one"), 2, "--batch 'one'")
+    one_clear_error(gmf("bench", pico_fp16, "--against", "caffe"), 2, "unknown baseline 'caffe'")
+
+
+def test_bench_prints_a_table_of_latencies_streams_and_baselines(gmf: Run, pico_fp32: Path) -> None:
+    brief = ("--batch", 1, "--duration", 0, "--iterations", 12, "--warmUp", 0, "--quiet-time", 0)
+    ended = gmf("bench", pico_fp32, *brief, "--streams", 2, "--useSpinWait", "--against", "onnxruntime,stock-trt", "-q")
+    assert (ended.status, ended.err) == (0, ""), ended
+    for words in ("median ms", "known to", "in flight", "in turn at batch 1", "times as fast", "agreement 100.00 %"):
+        assert words in ended.out, words
+    assert "CUDA graph, transfers and spin-wait mean nothing on a CPU" in ended.out
+    assert "not run: stock-trt: " in ended.out
+
+
+def test_compare_ends_with_a_status_of_its_own(gmf: Run, pico_fp32: Path, pico_fp16: Path, tmp_path: Path) -> None:
+    brief = ("--batch", 1, "--duration", 0, "--iterations", 12, "--warmUp", 0)
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    assert gmf("bench", pico_fp32, *brief, "-o", before, "-q").status == 0
+    values = json.loads(before.read_text())
+    for name in ("median_ms", "median_low_ms", "median_high_ms"):
+        values["latency"][0][name] *= 1.2
+    after.write_text(json.dumps(values))
+    ended = gmf("compare", before, after, "--max-regression", "5%")
+    assert (ended.status, ended.last_line) == (5, "FAILED: batch 1 is 20.0 % slower, more than 5.0 %")
+    assert gmf("compare", before, after, "--max-regression", "0.25").last_line.startswith("PASSED: batch 1 changes by 20.0 %")
+    told = gmf("compare", before, after, "--max-regression", "5%", "--json")
+    assert (told.status, told.err, json.loads(told.out)["passed"]) == (5, "", False)
+    bundles = gmf("compare", pico_fp32, pico_fp16)
+    assert bundles.status == 0
+    for words in ("weights.bin, MiB", "precision: fp32 -> fp16", "top-1, %", "batch 8, host latency"):
+        assert words in bundles.out, words
+    one_clear_error(gmf("compare", before, after, "--max-regression", "fast"), 2, "--max-regression 'fast'")
 
 
 def test_doctor_says_what_is_here_and_what_to_do_about_what_is_not(gmf: Run) -> None:

@@ -56,7 +56,7 @@ class Machine:
 @pytest.fixture
 def machine(copied: Callable[[Path], Path], pico_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(plugin_trial, "COMMAND", CHILD)
-    monkeypatch.setattr("gmf_edge.deploy.choose_backend", lambda wanted, **_: (PluginBackend(), "the test's"))
+    monkeypatch.setattr("gmf_edge.deploy.backends_in_question", lambda wanted: ([PluginBackend()], "the test's"))
     monkeypatch.setenv(BUILDS, str(tmp_path / "builds.txt"))
     return Machine(copied(pico_export), tmp_path / "builds.txt", tmp_path / "plugin.so")
 

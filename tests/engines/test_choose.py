@@ -9,6 +9,7 @@ import pytest
 from gmf_edge.engines import choose
 from gmf_edge.engines.choose import BACKENDS, backend_named, choose_backend
 from gmf_edge.engines.onnxruntime import OnnxRuntimeBackend
+from gmf_edge.engines.openvino.backend import OpenVinoBackend
 from gmf_edge.engines.tensorrt.backend import TensorRTBackend
 from gmf_edge.errors import EnvironmentProblem, SpecError
 
@@ -21,6 +22,11 @@ def without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OnnxRuntimeBackend, "missing", lambda self: "not installed")
+
+
+@pytest.fixture
+def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenVinoBackend, "missing", lambda self: "not here")
 
 
 def test_tensorrt_is_preferred_where_it_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,15 +56,15 @@ def test_what_was_asked_for_is_chosen_and_said() -> None:
     assert "as asked" in why
 
 
-@pytest.mark.usefixtures("without_tensorrt", "without_onnxruntime")
+@pytest.mark.usefixtures("without_tensorrt", "without_onnxruntime", "without_openvino")
 def test_where_nothing_can_be_used_every_reason_is_given() -> None:
-    with pytest.raises(EnvironmentProblem, match=r"not tensorrt: no GPU; not onnxruntime: not installed"):
+    with pytest.raises(EnvironmentProblem, match=r"not tensorrt: no GPU; not onnxruntime: not installed; not openvino: not here"):
         choose_backend("auto")
 
 
 @pytest.mark.parametrize("call", [choose_backend, backend_named])
 def test_an_unknown_backend_is_refused_with_the_known_ones(call: object) -> None:
-    with pytest.raises(SpecError, match=r"'cuda'; use auto, tensorrt or onnxruntime"):
+    with pytest.raises(SpecError, match=r"'cuda'; use auto, tensorrt, onnxruntime, openvino"):
         call("cuda")  # type: ignore[operator]
 
 

@@ -98,6 +98,7 @@ def test_threads_can_be_set(pico_fp16: Path, golden: Golden) -> None:
     with OnnxRuntimeBackend().open(request_for(pico_fp16, threads=1), pico_fp16, ()) as engine:
         assert np.abs(engine.infer(golden.images[:2]) - golden.logits[:2]).max() <= 4e-3
         assert engine._session.get_session_options().intra_op_num_threads == 1
+        assert (engine.facts.options, engine.facts.execution) == ({"threads": 1}, {"threads": 1, "threads_reason": "as asked"})
 
 
 def test_without_the_package_it_is_a_problem_of_the_environment(pico_fp16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +111,7 @@ def test_facts_come_from_a_profile_of_what_really_ran(engine: OnnxRuntimeEngine)
     facts = engine.facts
     assert (facts.backend, facts.form) == ("onnxruntime", "portable")
     assert facts.version
-    assert "cores" in facts.device
+    assert facts.device.endswith(f", {facts.execution['threads']} threads")
     # pico has 5 blocks with 3 dense aggregators, 4 Linears each, and the convolutions of the stem and the embeddings
     weighted = [layer for layer in facts.layers if layer.kind in WEIGHTED_KINDS]
     assert len(weighted) > 40

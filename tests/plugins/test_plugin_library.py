@@ -7,7 +7,6 @@ CMake, a C++ compiler or CUDA's headers, these tests are skipped.
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
 import shutil
 import subprocess
@@ -15,13 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fake_kernels import fake_table
 
 from gmf_edge.kernels.archive import kernel_archive
-from gmf_edge.kernels.compile import HIDDEN_ARGUMENTS, KERNELS, KernelImage, KernelTable
 from gmf_edge.kernels.layout import (
     AGGREGATE_JOBS,
     MATRIX_COUNT,
-    TILINGS,
     VECTOR_ROWS,
     Tile,
     Tiling,
@@ -36,47 +34,6 @@ ROOTS = [Path(root) for root in os.environ.get("TENSORRT_ROOT", "").split(":") i
 needs_headers = pytest.mark.skipif(not ROOTS, reason="TENSORRT_ROOT is not set")
 needs_tools = pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("c++")), reason="needs CMake and a C++ compiler")
 pytestmark = [needs_headers, needs_tools]
-
-
-# kSmall and kLarge of host_test.cpp
-FAKE_TILES = {("aggregate", "small"): 16, ("attend", "small"): 32, ("aggregate", "large"): 64, ("attend", "large"): 128}
-
-
-def fake_table(folder: Path) -> KernelTable:
-    """A table of kernels that only the mock driver can run: S = 16."""
-    images = []
-    uses = [("pack_weights", "")] + [(kernel, tiling) for kernel in KERNELS[1:] for tiling in TILINGS]
-    for arch in ("sm_80", "sm_86", "sm_87", "sm_90"):
-        for kernel, tiling in uses:
-            entry = f"{kernel}_{tiling}" if tiling else kernel
-            content = f"\x7fELF {entry} {arch}".encode() + bytes(range(256))
-            path = folder / f"{entry}-{arch}.cubin"
-            path.write_bytes(content)
-            arguments = tuple(f"a{i}" for i in range({"pack_weights": 21, "aggregate": 9, "attend": 8}[kernel]))
-            images.append(
-                KernelImage(
-                    kernel=kernel,
-                    arch=arch,
-                    segment_dim=16,
-                    tiling=tiling,
-                    dtype="fp16",
-                    entry=entry,
-                    arguments=arguments + HIDDEN_ARGUMENTS,
-                    tile_tokens=FAKE_TILES.get((kernel, tiling), 0),
-                    parts=2 if (kernel, tiling) == ("attend", "small") else 1,
-                    warps=4,
-                    scale=(80 / 8) ** -0.5 if kernel == "attend" else 0.0,
-                    epsilon=1e-5 if kernel == "aggregate" else 0.0,
-                    registers=0,
-                    spill_bytes=0,
-                    stack_bytes=0,
-                    shared_bytes=65536 if (kernel, arch) == ("aggregate", "sm_90") else 4608,
-                    cubin=path.name,
-                    ptx="",
-                    sha256=hashlib.sha256(content).hexdigest(),
-                )
-            )
-    return KernelTable(folder, tuple(images), "none", {})
 
 
 @pytest.fixture(scope="module", params=ROOTS, ids=[root.name for root in ROOTS])

@@ -78,7 +78,7 @@ def logits(tmp_path: Path) -> Logits:
     """Runs a graph, bodies inlined, in ONNX Runtime as an engine would."""
 
     def run(graph: onnx_ir.Model, images: ImageSet) -> NDArray[np.float32]:
-        session = portable_session(graph, tmp_path)
+        session = portable_session(graph, tmp_path, integer=False)
         name = session.get_inputs()[0].name
         return np.concatenate([session.run(None, {name: batch.inputs})[0] for batch in images.batches(PREPROCESS, 16)])
 

@@ -22,14 +22,20 @@ HARD = "groupmixformer_backbone.3.gma_stage.0.mlp.fc1/MatMul"
 HARD_RECIPE = Recipe(method="minmax", bias_correction=True, keep=("*backbone.[01]*", "*.2.gma_stage.0*"))
 
 
-def portable_session(graph: onnx_ir.Model, folder: Path, optimized: Path | None = None) -> Any:
-    """A session of the graph with its bodies inlined; `optimized` is where ONNX Runtime writes what it made of it."""
+def portable_session(graph: onnx_ir.Model, folder: Path, optimized: Path | None = None, integer: bool = True) -> Any:
+    """A session of the graph with its bodies inlined; `optimized` is where ONNX Runtime writes what it made of it.
+
+    Without `integer` Q/DQ are computed one by one in FP32, so that the numbers are the graph's and not those of this processor's
+    integer kernels, of which some saturate.
+    """
     import onnxruntime as ort
 
     from gmf_edge.rewrite.bodies import inline_bodies
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    if not integer:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     onnx_ir.save(inline_bodies(graph), folder / "portable.onnx")

@@ -198,6 +198,24 @@ def test_a_strongly_typed_build_for_the_dla_has_no_precision_flags(make: MakeMac
     assert not {"PREFER_PRECISION_CONSTRAINTS", "OBEY_PRECISION_CONSTRAINTS", "FP16", "INT8"} & config._flags
 
 
+def test_a_weakly_typed_build_for_the_dla_has_one_word_on_pinned_layers(make: MakeMachine) -> None:
+    """NvInfer.h of 8.6, kOBEY_PRECISION_CONSTRAINTS: not with kPREFER_PRECISION_CONSTRAINTS."""
+    machine = make("8.6.1", FakeModel(layers=PINNED))
+    machine.trt.types["Builder"].num_DLA_cores = property(lambda owner: 1)
+    machine.build(options={"dla_core": 0}, profile=BatchProfile(2, 2, 2), fp32_islands=("softmax",))
+    [config] = machine.trt.configs
+    assert config.default_device_type.name == "DLA"
+    assert {flag for flag in config._flags if "CONSTRAINTS" in flag} == {"OBEY_PRECISION_CONSTRAINTS"}
+
+
+@pytest.mark.parametrize(("version", "is_told"), [("11.0.0", True), ("11.3.0", True), ("11.4.0.106", False)])
+def test_refittable_engines_of_11_0_to_11_3_are_warned_of(make: MakeMachine, version: str, is_told: bool) -> None:
+    machine = make("11.4.0.106")
+    machine.trt.__version__ = version
+    machine.build(options={"refit": True})
+    assert any("may compute wrong numbers in refittable engines" in note for note in machine.sidecar["notes"]) is is_told
+
+
 @every_version
 def test_all_builds_and_engines_of_a_process_share_one_logger(make: MakeMachine, version: str) -> None:
     machine = make(version)

@@ -55,6 +55,30 @@ told = {
 print(json.dumps(told))
 """
 
+# what the backend looks for in messages and answers (gmf_edge.engines.tensorrt.log and .inspect), in the library's own words
+WORDS = """
+import json, mmap, os
+import tensorrt
+from gmf_edge.engines.tensorrt.log import OUT_OF_MEMORY_PATTERN, TOO_LITTLE_WORKSPACE_PATTERN, UNOBEYABLE_PATTERN
+from gmf_edge.engines.tensorrt.versions import TensorRTVersion
+words = {
+    "GPU memory allocation failed during initialization of layer: ": OUT_OF_MEMORY_PATTERN,
+    "could not be allocated": None,
+    "due to insufficient workspace. See verbose log for requested sizes.": TOO_LITTLE_WORKSPACE_PATTERN,
+    "Could not find any implementation for node ": TOO_LITTLE_WORKSPACE_PATTERN,
+    "Some tactics do not have sufficient workspace memory to run. Increasing workspace size": TOO_LITTLE_WORKSPACE_PATTERN,
+    "obeys the requested constraints. I.e. no conforming implementation was found": UNOBEYABLE_PATTERN,
+    "incompatible with int8 precision constraints. kOBEY_PRECISION_CONSTRAINTS was set": UNOBEYABLE_PATTERN,
+    "I/O tensors for Myelin graph should not be of INT8 type.": None,
+    "Metadata": None, "CaskGemmConvolution": None, "CaskGemmMatrixMultiply": None, "reshape_before_": None, "ForeignNode": None,
+}
+path = next(line.split()[-1] for line in open("/proc/self/maps") if "libnvinfer.so" in line)
+with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as library:
+    absent = [word for word in words if library.find(word.encode()) < 0]
+missed = [word for word, pattern in words.items() if pattern and not pattern.search(word)]
+print(json.dumps({"absent": absent, "missed": missed, "library": TensorRTVersion.here().library}))
+"""
+
 # the parser's list of operators needs a network only to be constructed
 DUMMY_NETWORK = """
 static long zero(void) { return 0; }
@@ -109,6 +133,10 @@ def test_the_whole_path_runs_up_to_the_first_cuda_call_and_reports_status_4() ->
     assert "CUDA initialization failure" in told["builder"][2]
     assert told["findings"]["GPU"] == "missing"
     assert told["findings"]["TensorRT"] == told["findings"]["TensorRT library"] == told["findings"]["Polygraphy"] == "ok"
+
+
+def test_messages_and_kinds_are_spelled_as_the_real_library_spells_them() -> None:
+    assert json.loads(trt_python("-c", WORDS)) == {"absent": [], "missed": [], "library": "8.6.0"}
 
 
 def test_the_real_parser_knows_every_operator_of_the_graphs_for_8(tmp_path: Path) -> None:

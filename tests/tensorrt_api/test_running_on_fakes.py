@@ -94,6 +94,22 @@ def test_all_contexts_of_a_stream_share_one_block_of_activations(make: MakeMachi
         assert not machine.cuda.memory
 
 
+@every_version
+@pytest.mark.parametrize("told", [0, -1])
+def test_an_engine_whose_memory_is_not_told_allocates_for_itself(make: MakeMachine, version: str, told: int) -> None:
+    """As a version-compatible one of an older major may."""
+    machine = make(version)
+    files = machine.build()
+    for name in ("device_memory_size", "device_memory_size_v2"):
+        if name in machine.trt.described["classes"]["ICudaEngine"]["properties"]:
+            setattr(machine.trt.types["ICudaEngine"], name, property(lambda owner: told))
+    with machine.open(files) as engine:
+        for batch in (1, 4, 1):
+            close_to(engine.infer(images(batch)), images(batch))
+        assert engine.memory_mib["activations"] == 0
+    assert not machine.cuda.memory
+
+
 def test_no_memory_for_a_stream_leaves_nothing_behind(make: MakeMachine) -> None:
     machine = make(VERSION)
     files = machine.build()

@@ -18,10 +18,14 @@ from cuda_fake import FakeCuda
 from trt_fake import CLASSES, FakeModel, FakeTensorRT
 
 from gmf_edge.artifact import cache_root
+from gmf_edge.bundle import GOLDEN, LABELS, Manifest, seal
 from gmf_edge.engines.protocol import EngineRequest, Graphs
 from gmf_edge.engines.tensorrt import cuda as cuda_calls
 from gmf_edge.engines.tensorrt.backend import TensorRTBackend
-from gmf_edge.spec import OPSET_NEW, OPSET_OLD, BatchProfile, Precision
+from gmf_edge.image import Preprocess
+from gmf_edge.spec import GATES, OPSET_BF16, OPSET_NEW, OPSET_OLD, BatchProfile, ModelSpec, Precision
+from gmf_edge.verify.golden import Golden
+from gmf_edge.weights import WeightsOrigin
 
 
 @dataclass
@@ -96,7 +100,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeMachin
             folder.mkdir(exist_ok=True)
         files = {}
         for form in ("portable", "plugin"):
-            for opset in (OPSET_OLD, OPSET_NEW):
+            for opset in (OPSET_OLD, OPSET_NEW, OPSET_BF16):
                 files[form, opset] = f"{form}-{opset}.onnx"
                 (bundle / files[form, opset]).write_bytes(f"{form} {opset}".encode())
         request = EngineRequest(Graphs(bundle, files), Precision.FP16, BatchProfile(1, 2, 4), (32, 32))
@@ -115,3 +119,31 @@ def images(batch: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 def expected(batch: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float64]]:
     return batch.astype(np.float64).mean(axis=(1, 2, 3))[:, None] + np.arange(CLASSES)
+
+
+def bundle(folder: Path, variant: str, precision: Precision, wrong_by: float = 0.0) -> Path:
+    """A bundle for the stand-in engine, whose logits are the image's mean plus the class index."""
+    folder.mkdir(parents=True)
+    graphs = {}
+    for form in ("portable", "plugin"):
+        for opset in (OPSET_OLD, OPSET_NEW):
+            graphs[f"{form}/{opset}"] = f"{form}-{opset}.onnx"
+            (folder / graphs[f"{form}/{opset}"]).write_bytes(b"onnx")
+    drawn = np.concatenate([images(2, 1), 4 * images(2, 2) + 1])
+    logits = expected(drawn) + wrong_by * np.arange(CLASSES) ** 2
+    Golden(drawn, logits.astype(np.float32), "drawn").save(folder / GOLDEN)
+    (folder / LABELS).write_text("".join(f"class {number}\n" for number in range(CLASSES)))
+    model = replace(ModelSpec.of("pico", CLASSES, (32, 32)), variant=variant)
+    manifest = Manifest(
+        model=model,
+        weights=WeightsOrigin.random(0),
+        precision=precision,
+        profile=BatchProfile(1, 2, 4),
+        preprocess=Preprocess((32, 32)),
+        gate=GATES[precision],
+        io_dtype="float32",
+        classes=tuple(f"class {number}" for number in range(CLASSES)),
+        graphs=graphs,
+    )
+    seal(folder, manifest)
+    return folder

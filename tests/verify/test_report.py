@@ -31,7 +31,8 @@ def report_in(folder: Path) -> dict[str, Any]:
 def parity(**changes: Any) -> ParityReport:
     values: dict[str, Any] = {
         "images": 3, "reference_top1": None, "engine_top1": None, "reference_top5": None, "engine_top5": None,
-        "top1_change_points": None, "interval_95": None, "agreement": 1.0, "clear_agreement": 1.0, "flips": (), "max_abs_error": 0.1,
+        "top1_change_points": None, "interval_95": None, "discordant": None,
+        "agreement": 1.0, "clear_agreement": 1.0, "flips": (), "max_abs_error": 0.1,
         "relative_l2": 0.1, "cosine": 1.0, "min_cosine": 1.0, "reference_spread": 1.0, "non_finite_images": 0,
         "reference_non_finite_images": 0,
     }  # fmt: skip
@@ -89,7 +90,7 @@ def test_a_report_says_what_ran_and_why(pico_fp16: Path) -> None:
     assert report["engine"]["layers"] == [{"name": "a", "kind": "Conv", "precision": "fp32", "time_ms": 0.5}]
     assert report["engine"]["notes"] == ("a note",)
     assert report["latency"] == {"2": {"batch": 2, "median_ms": 1.5}}
-    assert report["gate"] == {"max_drop_points": 0.1, "min_agreement": 0.99, "min_cosine": 0.9999}
+    assert report["gate"] == {"max_drop_points": 0.1, "min_agreement": 0.99, "min_cosine": 0.9999, "strict": False}
     assert report["model"]["variant"] == "pico"
     json.dumps(report, allow_nan=False)
 

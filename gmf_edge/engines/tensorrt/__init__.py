@@ -4,7 +4,8 @@ backend    the way through them: choose a graph, build, prove, write, open
 versions   what each version has; the guards that the API oracle reads
 options    how to build; trtexec's spellings
 build      graph -> engine bytes
-inspect    engine -> layers and their precision; the proof
+inspect    engine -> layers and their precision
+proof      is it the precision that was asked for
 sidecar    what an engine was built for; refusal of foreign ones
 load       engine bytes -> TensorRT's engine, with its plugins and weights
 tensors    what goes in and out of it
@@ -15,4 +16,5 @@ arrays     GPU arrays of other libraries
 cuda       the CUDA calls of all these
 cuda_context   whose a pointer or a stream is, and the context that an engine runs in
 doctor     what is here, what is missing, what to do
+smoke      whether CUDA works here, on a few bytes
 """

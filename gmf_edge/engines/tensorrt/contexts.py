@@ -70,7 +70,11 @@ class Contexts:
 
 
 def device_memory_bytes(engine: trt.ICudaEngine, version: TensorRTVersion) -> int:
-    """Activation memory of an execution context in bytes, at the largest batch."""
+    """Activation memory of an execution context in bytes, at the largest batch; 0 where TensorRT does not tell it.
+
+    A version-compatible engine of an older major runs in the older one's runtime, which need not know the newer question ("The API
+    supported at runtime ... is the intersection": developer guide, "Version Compatibility").
+    """
     if version.has_device_memory_size_v2:
-        return int(engine.device_memory_size_v2)
-    return int(engine.device_memory_size)
+        return max(0, int(engine.device_memory_size_v2))
+    return max(0, int(engine.device_memory_size))

@@ -13,6 +13,7 @@ from pathlib import Path
 from gmf_edge.engines.tensorrt.backend import require_polygraphy
 from gmf_edge.engines.tensorrt.cuda import Device, driver_version, free_memory_mib
 from gmf_edge.engines.tensorrt.plugins import PLUGIN_OP, check_plugin_library, registered_plugins
+from gmf_edge.engines.tensorrt.smoke import STEPS, smoke_test
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion, version_of_number
 from gmf_edge.errors import GmfEdgeError
 
@@ -37,16 +38,20 @@ class Finding:
 
 
 def diagnose(plugin_library: str | None = None) -> tuple[Finding, ...]:
-    """Driver, GPU, CUDA, TensorRT, Polygraphy and plugin of this machine, in that order."""
+    """Driver, GPU, CUDA (its versions, and a small test of its work), TensorRT, Polygraphy and plugin of this machine, in that order."""
     findings = [_jetson(), _driver()]
     try:
-        device = Device.here()
+        device, free_mib = Device.here(), free_memory_mib()
     except GmfEdgeError as error:
         findings.append(Finding("GPU", MISSING, error.problem, error.remedy))
+    except Exception as error:  # cuda-python of another version than the driver may fail in any way
+        findings.append(
+            Finding("GPU", MISSING, f"{type(error).__name__}: {error}", "install the cuda-bindings of the driver's CUDA")
+        )
     else:
-        memory = f"{device.memory_mib} MiB{', shared with the CPU' if device.integrated else ''}, {free_memory_mib()} MiB free"
+        memory = f"{device.memory_mib} MiB{', shared with the CPU' if device.integrated else ''}, {free_mib} MiB free"
         findings.append(Finding("GPU", OK, f"{device.name} ({device.architecture}), {memory}"))
-        findings.append(_cuda(device))
+        findings += [_cuda(device), _smoke()]
     findings.append(_cuda_python())
     version: TensorRTVersion | None = None
     try:
@@ -89,6 +94,22 @@ def _driver() -> Finding:
 def _cuda(device: Device) -> Finding:
     # a driver of an older major version is no finding but the GPU's problem: see cuda.py
     return Finding("CUDA", OK, f"driver supports {device.driver_cuda}, cuda-python is for {device.runtime_cuda}")
+
+
+def _smoke() -> Finding:
+    worked: list[str] = []
+    try:
+        copies_ms = smoke_test(worked.append)
+    except GmfEdgeError as error:
+        return Finding("CUDA at work", MISSING, f"{STEPS[len(worked)]}: {error.problem}", error.remedy)
+    except Exception as error:  # a symbol that a library lacks is found at its first use, and told in several ways
+        return Finding(
+            "CUDA at work",
+            MISSING,
+            f"{STEPS[len(worked)]}: {type(error).__name__}: {error}",
+            "install the cuda-bindings of the driver's CUDA version (on a Jetson of JetPack's)",
+        )
+    return Finding("CUDA at work", OK, f"{', '.join(STEPS)}: all work; copies of 256 KiB there and back took {copies_ms:.3f} ms")
 
 
 def _cuda_python() -> Finding:

@@ -8,7 +8,8 @@ ProfilingVerbosity.DETAILED has plain strings as layers in all versions. "Metada
 TensorRT's own repository (tools/experimental/trt-engine-explorer), and the dumps in NVIDIA/TensorRT#4397 (10.10), #3737 and #4020.
 
 What a layer computes in, by what says it best: the operand types in its kernel's name (sm80_xmma_gemm_i8i8_i8i32_...), the type of its
-weights (a convolution that reads FP16 and writes FP32 computes in FP16), else the lowest of its inputs, else of its outputs. INT8 tensors
+weights (a convolution that reads FP16 and writes FP32 computes in FP16), else the lowest of its inputs, else of its outputs. A product
+that reads one INT8 tensor beside floating ones, and whose kernel is not told, may multiply in either: "unknown". INT8 tensors
 are arithmetic in matrix products and convolutions only: elsewhere they are Q and DQ, which compute in the floating type beside them.
 TensorRT 8.6 tells nothing of the inside of a "Myelin" region but its outer tensors, which are never INT8: with FP16 among them
 it counts as that, with FP32 alone it is "unknown".
@@ -218,7 +219,7 @@ def _layer(layer: Mapping[str, Any]) -> EngineLayer:
         precision = "unknown" if precision == "fp32" else precision
     elif is_product:
         precision = precision_of_tactic(tactic) or next(
-            (found for found in map(_lowest, (weight_types, inputs, outputs)) if found), None
+            (found for found in (_lowest(weight_types), _of_operands(inputs), _lowest(outputs)) if found), None
         )
     else:
         floating = [tuple(p for p in types if p not in ("int8", "fp8")) for types in (inputs, outputs)]
@@ -253,6 +254,14 @@ def precision_of_tactic(tactic: str) -> str | None:
 def _lowest(types: Iterable[str | None]) -> str | None:
     known = [precision for precision in types if precision]
     return min(known, key=_RANK.index) if known else None
+
+
+def _of_operands(inputs: Sequence[str | None]) -> str | None:
+    """What a product multiplies by what it reads; INT8 weights beside floating activations, or a floating residual, leave it open."""
+    known = [precision for precision in inputs if precision]
+    if known.count("int8") == 1 and len(known) > 1:
+        return "unknown"
+    return _lowest(known)
 
 
 def _as_identifier(name: str) -> str:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from gmf_edge.errors import EngineError
 
@@ -91,6 +94,26 @@ class BuildLog:
 
 # the log that hears TensorRT's messages now: one, or none before the first
 _listening: list[BuildLog] = []
+# files that get every message, the least of them too where that is asked for
+_records: list[tuple[IO[str], bool]] = []
+
+
+@contextmanager
+def recorded(path: Path, verbose: bool = False) -> Iterator[None]:
+    """Write TensorRT's messages into a file as they come, so that what it said last survives the process.
+
+    Args:
+        path: the file; added to where it is there already.
+        verbose: also the messages of severity VERBOSE: every kernel that is tried, tens of megabytes a build.
+    """
+    with path.open("a", encoding="utf-8", buffering=1) as file:
+        record = (file, verbose)
+        _records.append(record)
+        try:
+            yield
+        finally:
+            if record in _records:
+                _records.remove(record)
 
 
 @functools.cache
@@ -107,6 +130,9 @@ def process_logger(tensorrt: ModuleType) -> Any:
         # called from C++, also from other threads: it must not raise
         def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
             try:
+                for file, verbose in _records:
+                    if verbose or severity != trt.ILogger.Severity.VERBOSE:
+                        file.write(f"{time.strftime('%H:%M:%S')} {severity.name} {msg}\n")
                 [listener] = _listening
                 if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
                     listener.errors.append(msg)
@@ -114,5 +140,7 @@ def process_logger(tensorrt: ModuleType) -> Any:
                     listener.warnings.append(msg)
             except KeyboardInterrupt as interrupt:
                 _listening[0].interrupted = interrupt
+            except OSError:  # a full disk costs the record, not the build
+                _records.clear()
 
     return Logger()

@@ -47,13 +47,33 @@ def test_what_runs_is_proved(version: str, products: Precision) -> None:
         assert proof.reason == "6 of 6 quantised layers run in INT8"
 
 
+@pytest.mark.parametrize("version", VERSIONS[1:])
+def test_bf16_is_proved_by_bf16_and_refuted_by_fp16_and_fp32(version: str) -> None:
+    proof = proof_of(engine_answer(version, "bf16"), Precision.BF16)
+    assert (proof.verdict, set(proof.shares)) == (PROVED, {"bf16", "fp32"})
+    assert "of the work runs in bf16" in proof.reason
+    for products in ("fp16", "fp32"):
+        refused = proof_of(engine_answer(version, products), Precision.BF16)
+        assert refused.verdict == REFUTED
+        assert "no layer of the engine runs in bf16" in refused.reason
+    mixed = proof_of(engine_answer(version, "bf16", stem="fp16"), Precision.BF16)
+    assert mixed.verdict == REFUTED
+    assert "1 layers run in fp16: stem/Conv" in mixed.reason
+    assert proof_of(engine_answer(version, "bf16"), Precision.FP16).verdict == REFUTED
+
+
 @every_schema
 def test_layers_that_do_not_run_in_int8_are_named(version: str) -> None:
     answer = engine_answer(version, "int8", with_qdq=True)
     other = engine_answer(version, "fp16", with_qdq=True)
-    swapped = [number for number, told in enumerate(answer["Layers"]) if "mlp.fc2/MatMul]" in told["Metadata"]]
-    for number in swapped:
-        answer["Layers"][number] = other["Layers"][number]
+
+    def products_of(layers: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        return dict(enumerate(told for told in layers if "mlp.fc2/MatMul]" in told["Metadata"]))
+
+    replacements = products_of(other["Layers"])
+    for number, told in products_of(answer["Layers"]).items():
+        told.clear()
+        told.update(replacements[number])
     proof = proof_of(answer, Precision.INT8)
     assert proof.verdict == PROVED
     assert set(proof.not_in_int8) == {"stage.0.mlp.fc2/MatMul", "stage.1.mlp.fc2/MatMul"}
@@ -69,7 +89,7 @@ def test_int8_inside_myelin_of_8_6_is_neither_proved_nor_refused() -> None:
 
 def test_regions_of_fp32_tensors_leave_fp16_untold() -> None:
     answer = engine_answer("8.6.1", "fp32", myelin=True)
-    del answer["Layers"][1]
+    answer["Layers"] = [told for told in answer["Layers"] if told["LayerType"] != "CaskConvolution"]
     proof = proof_of(answer, Precision.FP16)
     assert proof.verdict == UNKNOWN
     assert proof.shares == {"unknown": 1.0}
@@ -148,6 +168,26 @@ def test_types_that_are_not_told_prove_and_refute_nothing() -> None:
     }
     for requested in Precision:
         assert proof_of(answer, requested).verdict == UNKNOWN
+
+
+def test_int8_weights_alone_prove_nothing() -> None:
+    """A product that reads FP16 activations and INT8 weights may dequantise them first; nobody is told."""
+    answer = {"Layers": [layer("10.3.0", node, "gemm", ["fp16", "int8"], ["fp16"], [node]) for node in NODES]}
+    proof = proof_of(answer, Precision.INT8)
+    assert (proof.verdict, proof.in_int8, proof.untold) == (UNKNOWN, (), NODES)
+
+
+def test_the_layers_of_a_recorded_engine_are_judged_as_they_ran() -> None:
+    """A gemm in INT8, and one whose Q and DQ were folded and which ran in TF32: i-vit-srtp's, see inspector_answers."""
+    first = layer(
+        "10.13.3", "/fc1/Gemm_myl0_2", "gemm", ["int8"], ["int8"], ["/fc1/Gemm", "/fc1/DequantizeLinear"], tactic_of("int8")
+    )
+    second = layer(
+        "10.13.3", "/fc2/Gemm_myl0_4", "gemm", ["fp32"], ["fp32"], ["/fc2/Gemm", "/fc2/DequantizeLinear"], tactic_of("fp32")
+    )
+    quantises = layer("10.13.3", "__myl_MulMinMaxRounCast_myl0_1", "kgen", ["fp32"], ["int8"], ["/qact_input/QuantizeLinear"])
+    proof = proof_of({"Layers": [quantises, first, second]}, Precision.INT8, share=1.0, nodes=("/fc1/Gemm", "/fc2/Gemm"))
+    assert (proof.in_int8, proof.not_in_int8, proof.untold) == (("/fc1/Gemm",), ("/fc2/Gemm",), ())
 
 
 def test_a_kernels_name_beats_its_inputs() -> None:

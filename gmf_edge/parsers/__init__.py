@@ -1,0 +1,1 @@
+"""What TensorRT's ONNX parsers take, by version, and whether a graph is within it; needs no TensorRT and no GPU."""
