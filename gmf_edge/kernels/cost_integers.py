@@ -6,8 +6,8 @@ P and UP are the register files of cost_sass.py.
 
 from __future__ import annotations
 
-import operator
 import math
+import operator
 import re
 import struct
 from collections.abc import Callable, Sequence
