@@ -42,7 +42,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[BuildSpec, dict[str, An
         return Result(out, True, "", {})
 
     monkeypatch.setattr(gmf_edge.pipeline, "build", build)
-    monkeypatch.setattr("gmf_edge.cli.prepare.show_result", lambda result, as_json: None)
+    monkeypatch.setattr("gmf_edge.cli.prepare.show_result", lambda *given, **named: None)
     return calls
 
 
