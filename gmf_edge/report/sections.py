@@ -40,13 +40,9 @@ def summary(manifest: Manifest, report: Report) -> dict[str, Any]:
             ("Same class as FP32 PyTorch", percent(parity["agreement"]), f"{flips:,} of {parity['images']:,} images differ")
         )
     if latency:
-        tiles.append(
-            (
-                f"Latency, batch {latency[0]['batch']}",
-                milliseconds(_decisive(latency[0])["median_ms"]),
-                f"median {measure_of(latency[0])}",
-            )
-        )
+        first = latency[0]
+        how = f"median {measure_of(first)}{'' if first['steady'] else ', unsteady'}"
+        tiles.append((f"Latency, batch {first['batch']}", milliseconds(_decisive(first)["median_ms"]), how))
         best = max(latency, key=lambda row: row["throughput"])
         tiles.append(("Throughput", f"{figure(best['throughput'])} images/s", f"at batch {best['batch']}"))
     return {
