@@ -4,13 +4,14 @@ file                     what it is
 manifest.json            this page's Manifest: what was asked, what was made, the digest of every other file and of itself
 portable.onnx            standard ops, opset 20: ONNX Runtime, OpenVINO, and TensorRT 10 and 11 without plugins
 plugin.onnx              GmfGroupMixAttention nodes, opset 20: TensorRT 10 and 11 with the plugin
-*-opset17.onnx           the same two for TensorRT 8.6
-weights.bin              the weights of all four, once
-golden.npz               preprocessed images and FP32 PyTorch's logits
+*-opset17.onnx           the same two for TensorRT 8.6; BF16 has none
+weights.bin              the weights of all of them, once
+golden.npz               preprocessed images and FP32 PyTorch's logits, or its maps
 reference.npz            with evaluation images: their names, digests, labels and FP32 PyTorch's logits (not the pictures)
-onnxruntime.onnx         INT8 only: Q/DQ beside FP32, Linears as Gemm: what ONNX Runtime has kernels for
+onnxruntime.onnx         FP32, INT8 and BF16: standard ops as ONNX Runtime has kernels for them on a CPU: laid out for its convolutions,
+                         INT8 Linears as Gemm and all else FP32, or BF16 storage round FP32 arithmetic
 ranges.json              INT8 only: the activations' ranges with their provenance
-labels.txt               a class name a line
+labels.txt               a class name a line; a backbone has none
 report.json              after deploy: parity, gate, engine, latency
 engine.*                 after deploy, with TensorRT: the engine and its sidecar
 
@@ -29,7 +30,7 @@ from gmf_edge.artifact import digest_of, read_json, sha256_of
 from gmf_edge.engines.protocol import Graphs
 from gmf_edge.errors import BundleError, GmfEdgeError
 from gmf_edge.image import Preprocess
-from gmf_edge.spec import BatchProfile, Gate, ModelSpec, Precision
+from gmf_edge.spec import BatchProfile, Gate, MapGate, ModelSpec, Precision, SizeRange, Task
 from gmf_edge.weights import WeightsOrigin
 
 SCHEMA = 1
@@ -48,10 +49,11 @@ class Manifest:
         weights: where they come from.
         precision: the arithmetic of the graphs' heavy layers.
         profile: batch sizes that will be served.
+        sizes: image sizes that will be served, or None for the model's alone.
         preprocess: how pictures become inputs.
         gate: what was accepted when it was built.
         io_dtype: of the graphs' input and output.
-        classes: class names, index = class.
+        classes: class names, index = class; none of a backbone.
         class_ids: their WordNet ids; empty where they are not ImageNet's.
         graphs: "form/opset" -> file name.
         lowering: what the precision room noted: islands, weights and activations near the range.
@@ -67,7 +69,7 @@ class Manifest:
     precision: Precision
     profile: BatchProfile
     preprocess: Preprocess
-    gate: Gate
+    gate: Gate | MapGate
     io_dtype: str
     classes: tuple[str, ...]
     graphs: Mapping[str, str]
@@ -78,6 +80,7 @@ class Manifest:
     evaluation: Mapping[str, Any] | None = None
     class_ids: tuple[str, ...] = ()
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    sizes: SizeRange | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -87,6 +90,7 @@ class Manifest:
             "weights": self.weights.to_json(),
             "precision": self.precision.value,
             "profile": {"min": self.profile.min, "opt": self.profile.opt, "max": self.profile.max},
+            "sizes": None if self.sizes is None else self.sizes.to_json(),
             "preprocess": self.preprocess.to_json(),
             "gate": vars(self.gate),
             "io_dtype": self.io_dtype,
@@ -104,13 +108,15 @@ class Manifest:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Manifest:
         """The inverse of to_json; KeyError, TypeError, ValueError or SpecError where it is not one."""
+        model = ModelSpec.from_json(values["model"])
+        gate = Gate if model.task is Task.CLASSIFY else MapGate
         return cls(
-            model=ModelSpec.from_json(values["model"]),
+            model=model,
             weights=WeightsOrigin.from_json(values["weights"]),
             precision=Precision(values["precision"]),
             profile=BatchProfile(**values["profile"]),
             preprocess=Preprocess.from_json(values["preprocess"]),
-            gate=Gate(**values["gate"]),
+            gate=gate(**values["gate"]),
             io_dtype=values["io_dtype"],
             classes=tuple(values["classes"]),
             class_ids=tuple(values["class_ids"]),
@@ -121,6 +127,7 @@ class Manifest:
             engine_files=tuple(values["engine_files"]),
             evaluation=values["evaluation"],
             files=dict(values["files"]),
+            sizes=SizeRange.from_json(values.get("sizes")),
         )
 
 

@@ -20,7 +20,7 @@ REPOSITORY = PACKAGE.parent
 # bottom first. engines/protocol.py is what the rest of the device half may know of backends, so it lies below the rooms
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("ops", "image"),
+    ("ops", "image", "sizes"),
     ("spec", "artifact", "cpu", "weights", "imageset"),
     ("engines.protocol",),
     ("model", "rewrite", "parsers", "precision", "kernels", "engines", "bundle"),

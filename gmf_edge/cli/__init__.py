@@ -1,11 +1,12 @@
 """The command line: parse, one library call, print. The same calls work from Python.
 
 Results and the last line (PASSED or FAILED and why) go to standard output, progress and errors to standard error. Exit status: 0 done,
-1 failure, 2 usage, 3 accuracy, 4 environment.
+1 failure, 2 usage, 3 accuracy, 4 environment, 5 worse than what it was compared with.
 
 options    every option that several verbs share, once
 screen     what is printed
-prepare deploy inspect kernels package   the verbs
+summary    a result on one screen
+prepare deploy bench inspect kernels package   the verbs (bench_screen and predictions: what some of them print)
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from typing import Annotated, Any
 import typer
 
 from gmf_edge import __version__
-from gmf_edge.cli.deploy import bench, deploy, predict, verify
+from gmf_edge.cli.bench import bench, compare
+from gmf_edge.cli.deploy import deploy, predict, verify
 from gmf_edge.cli.grouped import grouped
 from gmf_edge.cli.inspect import doctor, inspect
 from gmf_edge.cli.kernels import compile_kernels
 from gmf_edge.cli.package import package
 from gmf_edge.cli.prepare import build, calibrate, export
-from gmf_edge.cli.screen import ResultOutsideGate, err, out, print_json
+from gmf_edge.cli.screen import RegressionShown, ResultOutsideGate, err, out, print_json, show_error
 from gmf_edge.errors import GmfEdgeError, SpecError
 
 app = typer.Typer(
     name="gmf-edge",
     help="GroupMixFormer on real hardware: from a checkpoint to a verified, measured engine in one folder.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -48,6 +49,7 @@ for verb, settings in (
     (verify, None),
     (predict, None),
     (bench, None),
+    (compare, None),
     (package, None),
     (inspect, None),
     (doctor, None),
@@ -94,7 +96,7 @@ def run(arguments: Sequence[str]) -> int:
         err.print("interrupted; nothing was left behind")
         return 130
     except _CommandLineError as error:
-        return _fail(SpecError(error.format_message().rstrip("."), "see 'gmf-edge --help'"), as_json)
+        return _fail(_usage_error(error), as_json)
     except GmfEdgeError as error:
         return _fail(error, as_json)
     except MemoryError:
@@ -111,13 +113,17 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _fail(error: GmfEdgeError, as_json: bool) -> int:
-    if isinstance(error, ResultOutsideGate):
+    if isinstance(error, ResultOutsideGate | RegressionShown):
         return error.exit_status
     if as_json:
         print_json({"error": error.problem, "remedy": error.remedy, "exit_status": error.exit_status})
         return error.exit_status
-    err.print(f"error: {error.problem}", markup=False)
-    if error.remedy:
-        err.print(f"what to do: {error.remedy}", markup=False)
-    out.print(f"FAILED: {error.problem}", markup=False)
+    show_error(error)
     return error.exit_status
+
+
+def _usage_error(error: Any) -> SpecError:
+    """What Click found wrong, and whose --help has more."""
+    path = error.ctx.command_path if error.ctx is not None else "gmf-edge"
+    problem = error.format_message().rstrip(".").replace("Value error, ", "")
+    return SpecError(problem, f"see '{path} --help'")

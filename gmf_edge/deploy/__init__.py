@@ -9,6 +9,7 @@ build        the engine, and one with the plugin where that may be right and fas
 parity       an engine against the FP32 PyTorch logits that travel in the bundle
 verify bench prediction   what a deployed bundle is used for
              (pictures: what predict was given; captions: what it saves)
+difference   two of them, or two measurements, against each other; summary: what a measurement says of its bundle
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 from gmf_edge.artifact import new_folder
 from gmf_edge.bench.latency import measure_latency
 from gmf_edge.bundle import REPORT, Bundle, Manifest, open_bundle, seal
-from gmf_edge.deploy.bench import bench_bundle
+from gmf_edge.deploy.bench import BenchRequest, BenchResult, bench_bundle
 from gmf_edge.deploy.build import BuiltEngine, build_engines
 from gmf_edge.deploy.choice import engines_by_speed
+from gmf_edge.deploy.difference import Difference, Limits, compare
 from gmf_edge.deploy.engine import engine_request, open_engine
 from gmf_edge.deploy.parity import evaluation_images, gate_of, parity_of
 from gmf_edge.deploy.prediction import Prediction, predict
@@ -34,7 +36,7 @@ from gmf_edge.deploy.verify import verify_bundle
 from gmf_edge.engines.choose import backends_in_question, requests_in_question
 from gmf_edge.engines.protocol import Progress, silent
 from gmf_edge.errors import GmfEdgeError
-from gmf_edge.spec import Gate
+from gmf_edge.spec import Gate, MapGate, Task
 from gmf_edge.verify.judge import judge
 from gmf_edge.verify.report import report_of, write_report
 
@@ -42,9 +44,14 @@ if TYPE_CHECKING:
     from gmf_edge.imageset import ImageSet
 
 __all__ = [
+    "BenchRequest",
+    "BenchResult",
+    "Difference",
+    "Limits",
     "Prediction",
     "Result",
     "bench_bundle",
+    "compare",
     "deploy_bundle",
     "deploy_in_place",
     "open_engine",
@@ -106,12 +113,15 @@ def deploy_in_place(
     images: ImageSet | None,
     *,
     backend: str,
-    gate: Gate,
+    gate: Gate | MapGate,
     use_plugin: bool = True,
     options: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> Result:
     """Build the engine into the bundle's folder, prove it, measure it, write report.json and seal the folder."""
+    if bundle.manifest.model.task is Task.FEATURES:
+        # the golden images were taken from them, and are what a backbone is proved on
+        images = None
     backends, why = backends_in_question(backend)
     progress(None, f"backend: {why}")
     request = engine_request(bundle, use_plugin, options or {})
@@ -151,15 +161,17 @@ def deploy_in_place(
 
 
 def _report(
-    built: BuiltEngine, why: str, bundle: Bundle, images: ImageSet | None, gate: Gate, progress: Progress
+    built: BuiltEngine, why: str, bundle: Bundle, images: ImageSet | None, gate: Gate | MapGate, progress: Progress
 ) -> dict[str, Any]:
     """Open an engine, prove it, measure it: the content of report.json."""
     with built.backend.open(built.request, built.folder, built.files) as engine:
         parity = parity_of(engine, bundle, images, progress)
         progress(None, "measuring latency")
-        latencies = [
-            measure_latency(engine, batch, bundle.manifest.model.image_size, duration_s=BUILD_DURATION_S).to_json()
-            for batch in bundle.manifest.profile.sizes
-        ]
+        latencies = []
+        sizes = bundle.manifest.profile.sizes
+        for batch in sizes:
+            latency = measure_latency(engine, batch, bundle.manifest.model.image_size, duration_s=BUILD_DURATION_S)
+            latencies.append(latency.to_json())
+            progress(len(latencies) / len(sizes), "measuring latency")
         passed, reason = judge(parity, gate, bundle.manifest.weights.trained)
         return report_of(bundle.manifest, engine.facts, why, parity, gate, passed, reason, latencies)

@@ -178,7 +178,7 @@ def test_the_gate_is_judged_on_the_engine_that_runs(pico_fp16: Path, monkeypatch
 def test_bench_takes_the_profiles_sizes_or_those_asked_for(pico_fp16: Path) -> None:
     usual = bench_bundle(pico_fp16, warmup_ms=0, duration_s=0, iterations=2)
     asked = bench_bundle(pico_fp16, batches=(3,), warmup_ms=0, duration_s=0, iterations=2)
-    assert [latency.batch for latency in (*usual, *asked)] == [1, 8, 3]
+    assert [latency.batch for latency in (*usual.latencies, *asked.latencies)] == [1, 8, 3]
 
 
 def test_the_deployed_engine_opens_and_an_undeployed_bundle_says_so(pico_fp16: Path, pico_export: Path) -> None:

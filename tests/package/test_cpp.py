@@ -1,6 +1,7 @@
 """The C++ programs: the ONNX Runtime one is built, run and compared with Python, the TensorRT one is built against NVIDIA's headers.
 
-ONNXRUNTIME_ROOT  folder with onnxruntime_cxx_api.h in it or in include/, of ONNX Runtime 1.14 or newer; the library is the Python package's
+ONNXRUNTIME_ROOT  folder with onnxruntime_cxx_api.h in it or in include/, of ONNX Runtime 1.14 or newer; the
+                  library is that of the Python package
 TENSORRT_ROOT     see tests/plugins
 """
 
