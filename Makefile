@@ -29,7 +29,7 @@ check: $(STAMP)
 
 # the theme's notice about another project is left out
 docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel --no-isolation

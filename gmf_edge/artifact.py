@@ -9,25 +9,29 @@ grows beyond CACHE_MIB.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from gmf_edge.errors import EnvironmentProblem, GmfEdgeError
+from gmf_edge.scratch import new_folder as new_folder  # files of a result; scratch.py is the layer below
+from gmf_edge.scratch import remove_litter, scratch_folder
+from gmf_edge.scratch import write_atomically as write_atomically
+from gmf_edge.scratch import write_failure as write_failure
 
 CACHE_MIB = 4096
 LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "pillow")
 _CHUNK_BYTES = 1 << 20
 _RECORD = "stage.json"
+_CACHE_REMEDY = "free space there, or set GMF_EDGE_CACHE to a writable folder with more"
 
 
 def sha256_of(path: Path) -> str:
@@ -59,93 +63,6 @@ def library_versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return versions
-
-
-def write_failure(path: Path, error: OSError) -> EnvironmentProblem:
-    """The error for a file or folder that cannot be written: a full disk, a read-only folder, a path through a file."""
-    reason = error.strerror or str(error)
-    if isinstance(error, (FileExistsError, NotADirectoryError)):
-        reason = "a part of that path is a file, not a folder"
-    return EnvironmentProblem(f"cannot write {path}: {reason}", "free space there, or choose a writable --output")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the path and rename, so that a reader sees the old file or the whole new one.
-
-    Raises:
-        EnvironmentProblem: the folder cannot be written, or the disk is full.
-    """
-    scratch = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name + ".", delete=False) as file:
-            scratch = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.chmod(0o644)
-        scratch.replace(path)
-    except OSError as error:
-        if scratch is not None:
-            scratch.unlink(missing_ok=True)
-        raise write_failure(path, error) from error
-
-
-@contextlib.contextmanager
-def new_folder(destination: Path, *, replace: bool = True) -> Iterator[Path]:
-    """A temporary folder beside `destination` that takes its place when the block ends well, and vanishes when it does not.
-
-    A folder that is there already is replaced whole, so that the files of two builds never mix; with replace=False it stays.
-
-    Raises:
-        EnvironmentProblem: no permission, no space, or no such place.
-    """
-    destination = destination.absolute()
-    made = [parent for parent in destination.parents if not parent.exists()]
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".tmp", dir=destination.parent))
-    except OSError as error:
-        _remove_empty(made)
-        raise write_failure(destination, error) from error
-    try:
-        yield temporary
-        _swap(temporary, destination, replace)
-    except OSError as error:
-        raise write_failure(Path(error.filename or destination), error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        _remove_empty(made)
-
-
-def _swap(temporary: Path, destination: Path, replace: bool) -> None:
-    # mkdtemp makes a private folder; a result folder follows the user's umask like any other
-    umask = os.umask(0)
-    os.umask(umask)
-    temporary.chmod(0o777 & ~umask)
-    if not replace or not destination.exists():
-        try:
-            temporary.rename(destination)
-        except OSError as error:
-            if replace or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".old", dir=destination.parent))
-    try:
-        destination.rename(old / "replaced")
-        try:
-            temporary.rename(destination)
-        except OSError:
-            (old / "replaced").rename(destination)
-            raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    """Take back parent folders that were made for a result which did not come."""
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
 
 
 @dataclass(frozen=True)
@@ -190,19 +107,22 @@ def run_stage(name: str, inputs: Mapping[str, Any], make: Callable[[Path], Mappi
     if found:
         shutil.rmtree(folder, ignore_errors=True)
     # another process may finish the same stage first and be reading it by then: what lies there stays
-    with new_folder(folder, replace=False) as temporary:
+    remove_litter(root)
+    with new_folder(folder, replace=False, remedy=_CACHE_REMEDY) as temporary:
         noted = dict(make(temporary))
         digests = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
-        (temporary / _RECORD).write_text(json.dumps({"facts": noted, "files": digests}))
+        record = {"facts": noted, "files": digests}
+        (temporary / _RECORD).write_text(json.dumps({**record, "sha256": digest_of(record)}))
     _trim(root, keep=folder)
     return Stage(folder, tuple(digests), key, noted, reused=False)
 
 
 def _intact(folder: Path) -> dict[str, Any] | None:
-    """The record of a stage whose files are what they were, else None."""
+    """The record of a stage that is what it was, files and facts, else None."""
     try:
         record: dict[str, Any] = json.loads((folder / _RECORD).read_text())
-        if all(sha256_of(folder / name) == digest for name, digest in record["files"].items()) and "facts" in record:
+        stated = record.pop("sha256")
+        if stated == digest_of(record) and all(sha256_of(folder / name) == digest for name, digest in record["files"].items()):
             return record
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -245,9 +165,9 @@ def cache_root() -> Path:
             ) from error
     import atexit
 
-    temporary = Path(tempfile.mkdtemp(prefix="gmf-edge-cache-"))
-    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-    return temporary
+    lifetime = contextlib.ExitStack()
+    atexit.register(lifetime.close)
+    return lifetime.enter_context(scratch_folder())
 
 
 def read_json(path: Path, error: type[GmfEdgeError], remedy: str) -> Any:
@@ -260,5 +180,5 @@ def read_json(path: Path, error: type[GmfEdgeError], remedy: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise error(f"cannot read {path}: {problem.strerror or problem}", remedy) from problem
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise error(f"{path} is not valid JSON", remedy) from problem

@@ -34,7 +34,7 @@ from gmf_edge.artifact import digest_of, read_json, sha256_of, write_atomically
 from gmf_edge.engines.protocol import Graphs
 from gmf_edge.errors import BundleError, GmfEdgeError
 from gmf_edge.image import Preprocess
-from gmf_edge.spec import BatchProfile, Gate, MapGate, ModelSpec, Precision, SizeRange, Task
+from gmf_edge.spec import IO_DTYPES, BatchProfile, Gate, MapGate, ModelSpec, Precision, SizeRange, Task
 from gmf_edge.weights import WeightsOrigin
 
 SCHEMA = 1
@@ -234,10 +234,43 @@ def open_bundle(folder: Path) -> Bundle:
         )
     try:
         manifest = Manifest.from_json(values)
-    except (KeyError, TypeError, ValueError, GmfEdgeError) as error:
-        raise BundleError(f"{folder / MANIFEST} is not a manifest: {error}", _REBUILD) from error
+        _require_sound(manifest)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, GmfEdgeError) as error:
+        raise BundleError(f"{folder / MANIFEST} is not a manifest: {error!r}", _REBUILD) from error
     _check_files(folder, manifest)
     return Bundle(folder, manifest)
+
+
+def _require_sound(manifest: Manifest) -> None:
+    """What the types of the parts do not hold by themselves; above all, no name leads out of the folder.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: what is wrong.
+    """
+    for name, entry in manifest.files.items():
+        if Path(name).name != name or type(entry["bytes"]) is not int or type(entry["sha256"]) is not str:
+            raise ValueError(f"the file {name!r} with {entry}")
+    named = [*manifest.graphs.values(), *manifest.engine_files]
+    foreign = [name for name in named if name not in manifest.files]
+    if foreign or not manifest.graphs or not {GOLDEN, LABELS} <= set(manifest.files):
+        raise ValueError(f"files that are not among its own: {foreign or [GOLDEN, LABELS]}")
+    for key in manifest.graphs:
+        form, opset = key.split("/")
+        if not (form and opset.isdecimal()):
+            raise ValueError(f"the graph {key!r}")
+    texts = (*manifest.classes, *manifest.class_ids, *manifest.versions, *manifest.versions.values())
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a name or a version that is no text")
+    if len(manifest.classes) != manifest.model.num_classes or len(manifest.class_ids) not in (0, len(manifest.classes)):
+        raise ValueError(f"{len(manifest.classes)} names of {manifest.model.num_classes} classes")
+    if manifest.io_dtype not in IO_DTYPES:
+        raise ValueError(f"the type {manifest.io_dtype!r}")
+    if manifest.preprocess.image_size != manifest.model.image_size:
+        raise ValueError("pictures of another size than the model's")
+    if not isinstance(manifest.lowering.get("islands", {}), dict) or not isinstance(manifest.lowering.get("int8", {}), dict):
+        raise TypeError("how the precision was lowered")
+    if not all(isinstance(step, dict) for step in (*manifest.rewriting, manifest.evaluation or {})):
+        raise TypeError("the rewriting steps or the evaluation")
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:

@@ -43,6 +43,8 @@ Float32Array = npt.NDArray[np.float32]
 
 # a picture of more pixels is refused before it is decoded; Pillow's own line for a decompression bomb: 256 MiB of RGB
 MAX_PIXELS = 1024**3 // 4 // 3
+# what ImageSet takes by its suffixes, and GIF; Pillow knows formats (EPS) for which it would start another program
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 # modes whose pixels Pillow's convert("RGB") would clip at 255
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -133,7 +135,9 @@ def rgb_image(source: Path | bytes, name: str | None = None, *, upright: bool = 
 
     name = name or ("the picture" if isinstance(source, bytes) else str(source))
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        if isinstance(source, Path) and source.exists() and not (source.is_file() or source.is_dir()):
+            raise DataError(f"{name} is not a regular file", "name a picture file")
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             _refuse_too_large(image.width, image.height, f"{name} has")
             rgb = _as_rgb(image, name)
             return _turned(rgb, _orientation(image)) if upright else rgb
@@ -158,8 +162,9 @@ def _as_rgb(image: Image.Image, name: str) -> Image.Image:
 
     # Pillow reads 16-bit PNG and PGM as mode I in some versions and as I;16 in others; mode I of a TIFF is really 32-bit
     if image.mode in SIXTEEN_BIT_MODES or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        high_byte = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8  # [h, w]
-        return Image.fromarray(high_byte.astype(np.uint8)).convert("RGB")
+        # in the type that Pillow gives, 16 or 32 bits: a large picture is there several times already
+        high_byte = (np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)  # [h, w]
+        return Image.fromarray(high_byte).convert("RGB")
     if image.mode in ("I", "F"):
         raise DataError(f"{name} has 32-bit pixels, whose range is not defined", "save it with 8 bits a channel")
     return image.convert("RGB")

@@ -43,7 +43,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 # folders of these names alone are splits of a set, not classes
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "eval", "test", "testing", "calib", "calibration"})
 # a picture file of more bytes is refused before it is read
-MAX_FILE_BYTES = 512 * 2**20
+MAX_FILE_BYTES = 128 * 2**20
 NAMES_SHOWN = 5
 # a folder nested deeper than this is refused anyway, so nothing below it is walked
 MAX_DEPTH = 6

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,6 +18,7 @@ from gmf_edge.engines.protocol import Progress, silent
 from gmf_edge.prepare import write_bundle
 from gmf_edge.prepare.source import SourceModel, load_source
 from gmf_edge.report import seal_with_page
+from gmf_edge.scratch import scratch_folder
 from gmf_edge.spec import BuildSpec, Precision
 from gmf_edge.verify.report import write_report
 
@@ -68,7 +68,8 @@ def build(
 
         result = built(spec, folder)
         if spec.precision is Precision.INT8:
-            other = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gmf-edge-")))
+            other = stack.enter_context(scratch_folder()) / "bundle"
+            other.mkdir()
             fallback = Precision.FP16 if backend.name == "tensorrt" else Precision.FP32
             plain = replace(
                 spec,

@@ -15,7 +15,7 @@ trained on two CPU cores in minutes.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from gmf_edge.sizes import words_of_size as words_of_size
 NUM_STAGES = 4
 NUM_SEGMENTS = 5
 NUM_HEADS = 8
+# beyond these a request is a slip of the keyboard, and an error is kinder than a machine without memory
+MOST_CLASSES, LARGEST_BATCH, LARGEST_SEED = 1_000_000, 4096, 2**32 - 1
 STAGE_STRIDES = (4, 8, 16, 32)
 # outputs of the two tasks
 LOGITS = "logits"
@@ -108,8 +110,8 @@ class ModelSpec:
         for dim in self.embed_dims:
             if dim % 10:
                 raise SpecError(f"embedding width {dim} is not a multiple of 10", "use a multiple of 10, such as 40, 80 or 320")
-        if self.task is Task.CLASSIFY and self.num_classes < 1:
-            raise SpecError(f"num_classes is {self.num_classes}", "give at least one class")
+        if self.task is Task.CLASSIFY and not 1 <= self.num_classes <= MOST_CLASSES:
+            raise SpecError(f"num_classes is {self.num_classes}", f"give 1 to {MOST_CLASSES} classes")
         if self.task is Task.FEATURES and self.num_classes != 0:
             raise SpecError(f"{self.num_classes} classes were asked of a backbone, which has no classifier", "leave them out")
         check_size(self.image_size)
@@ -190,6 +192,8 @@ class BatchProfile:
                 f"batch sizes min {self.min}, opt {self.opt}, max {self.max} are out of order",
                 "give 1 <= --min-batch <= --opt-batch <= --max-batch",
             )
+        if self.max > LARGEST_BATCH:
+            raise SpecError(f"batch size {self.max} is too large", f"give at most {LARGEST_BATCH}")
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -374,6 +378,8 @@ class BuildSpec:
             raise SpecError(f"unknown backend {self.backend!r}", f"give --backend one of auto, {', '.join(BACKENDS)}")
         if self.num_classes is not None and self.num_classes < 1:
             raise SpecError(f"num_classes is {self.num_classes}", "give --num-classes at least 1, or leave it out")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise SpecError(f"--seed is {self.seed}", f"give --seed 0 to {LARGEST_SEED}")
         if self.eval_images is not None and self.eval_images < 1:
             raise SpecError(f"--eval-images is {self.eval_images}", "give at least 1, or leave it out for all")
         if self.io_dtype not in IO_DTYPES:
@@ -395,6 +401,10 @@ class BuildSpec:
             raise SpecError(
                 "--max-drop is in points of top-1, which a backbone has not", "leave it out: each map has limits of its own"
             )
+        if self.crop_pct is not None:
+            Preprocess((SIZE_MULTIPLE, SIZE_MULTIPLE), crop_pct=self.crop_pct)
+        if self.image_size is not None:
+            replace(ModelSpec.of("pico"), image_size=self.image_size)
         if not self.budget_minutes > 0:
             raise SpecError(f"--budget-minutes is {self.budget_minutes}", "give minutes above 0")
         _ = self.gate

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gmf_edge import artifact
+from gmf_edge import artifact, scratch
 from gmf_edge.artifact import cache_root, digest_of, new_folder, run_stage, sha256_of
 from gmf_edge.errors import EnvironmentProblem
 
@@ -101,10 +101,11 @@ def test_a_swap_that_fails_puts_the_old_folder_back(tmp_path: Path, monkeypatch:
     rename = Path.rename
 
     def refuse_the_new(self: Path, target: Path) -> Path:
-        if self.suffix == ".tmp":
+        if self.parent.suffix == ".tmp":
             raise PermissionError(errno.EACCES, "Permission denied", str(target))
         return rename(self, target)
 
+    monkeypatch.setattr(scratch, "_exchange", lambda one, other: False)
     monkeypatch.setattr(Path, "rename", refuse_the_new)
     with pytest.raises(EnvironmentProblem, match="Permission denied"), new_folder(out) as folder:
         (folder / "new").write_text("new")
@@ -163,6 +164,24 @@ def test_a_damaged_stage_is_done_again(own_cache: Path, damage: str) -> None:
     again = run_stage("stage", {}, work)
     assert (again.reused, work.runs) == (False, 2)
     assert (again.folder / "result").read_text() == "made"
+
+
+def test_a_stage_with_any_byte_flipped_is_never_used(own_cache: Path) -> None:
+    work = Counted()
+    folder = run_stage("stage", {}, work).folder
+    for name in ("result", "stage.json"):
+        content = (folder / name).read_bytes()
+        for offset in range(len(content)):
+            (folder / name).write_bytes(content[:offset] + bytes([content[offset] ^ 1]) + content[offset + 1 :])
+            assert artifact._intact(folder) is None, f"byte {offset} of {name}"
+        (folder / name).write_bytes(content)
+    assert artifact._intact(folder) is not None
+
+
+def test_litter_of_any_dead_stage_goes_with_the_next(own_cache: Path) -> None:
+    (own_cache / "stages" / ".plain-123.abcdefgh.tmp" / "plain-123").mkdir(parents=True)
+    run_stage("stage", {}, Counted())
+    assert [path.name.split("-")[0] for path in (own_cache / "stages").iterdir()] == ["stage"]
 
 
 def test_a_stage_that_fails_leaves_no_trace(own_cache: Path) -> None:

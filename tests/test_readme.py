@@ -141,7 +141,7 @@ def options_by_verb() -> dict[str, set[str]]:
     def walk(node: object, name: str) -> None:
         for verb, child in getattr(node, "commands", {}).items():
             walk(child, f"{name} {verb}".strip())
-        found[name] = {option for param in node.params for option in param.opts} | {"--help"}  # type: ignore[attr-defined]
+        found[name] = {option for param in node.params for option in (*param.opts, *param.secondary_opts)} | {"--help"}  # type: ignore[attr-defined]
 
     walk(command, "")
     return found
@@ -246,7 +246,7 @@ def site(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
 
     def make(folder: Path) -> None:
         environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-        command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+        command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
 

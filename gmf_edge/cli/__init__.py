@@ -1,16 +1,22 @@
 """The command line: parse, one library call, print. The same calls work from Python.
 
 Results and the last line (PASSED or FAILED and why) go to standard output, progress and errors to standard error. Exit status: 0 done,
-1 failure, 2 usage, 3 accuracy, 4 environment, 5 worse than what it was compared with.
+1 failure, 2 usage, 3 accuracy, 4 environment, 5 worse than what it was compared with, 128 and its number where a signal ended it (130
+Ctrl-C, 143 SIGTERM).
 
 options    every option that several verbs share, once
 screen     what is printed
 summary    a result on one screen
+signals    interruptions
 prepare deploy bench report inspect kernels package   the verbs (bench_screen and predictions: what some of them print)
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +33,8 @@ from gmf_edge.cli.package import package
 from gmf_edge.cli.prepare import build, calibrate, export
 from gmf_edge.cli.report import report
 from gmf_edge.cli.screen import RegressionShown, ResultOutsideGate, err, out, print_json, show_error
-from gmf_edge.errors import GmfEdgeError, SpecError
+from gmf_edge.cli.signals import Interrupted, interruptible
+from gmf_edge.errors import EnvironmentProblem, GmfEdgeError, SpecError
 
 app = typer.Typer(
     name="gmf-edge",
@@ -41,6 +48,21 @@ kernels = typer.Typer(help="The GPU kernels of Group-Mix Attention.", no_args_is
 TAKES_TRTEXEC_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 # every error of reading the command line; Typer's own copy of Click names no public base class
 _CommandLineError: Any = typer.BadParameter.__mro__[2]
+# how torch, ONNX Runtime and the C library say what Python calls MemoryError
+_OUT_OF_MEMORY = re.compile(r"can't allocate memory|bad_alloc|bad allocation|Cannot allocate memory|can't start new thread")
+_FEWER_FILES = "allow more open files (ulimit -n), or run less at the same time"
+_FREE_SPACE = "free space there, or set --output, GMF_EDGE_CACHE or TMPDIR to another place"
+_MACHINE_ERRORS = {
+    errno.EMFILE: _FEWER_FILES,
+    errno.ENFILE: _FEWER_FILES,
+    errno.ENOSPC: _FREE_SPACE,
+    errno.EDQUOT: _FREE_SPACE,
+    errno.EFBIG: _FREE_SPACE,
+    errno.EROFS: "choose a place that can be written",
+    errno.EACCES: "give yourself permission for it, or choose another place",
+    errno.EPERM: "give yourself permission for it, or choose another place",
+    errno.EIO: "check the disk",
+}
 
 for verb, settings in (
     (build, TAKES_TRTEXEC_OPTIONS),
@@ -89,29 +111,63 @@ def run(arguments: Sequence[str]) -> int:
         The exit status.
     """
     as_json = "--json" in arguments
+    with interruptible() as caught:
+        try:
+            return _run(list(arguments))
+        except (Exception, typer.Abort, KeyboardInterrupt) as error:
+            # by whatever exception a library hands it on
+            interruption = caught[0] if caught else Interrupted(signal.SIGINT)
+            if caught or isinstance(error, (typer.Abort, KeyboardInterrupt)):
+                return _interrupted(interruption, as_json)
+            return _fail(_as_ours(error), as_json)
+
+
+def _run(arguments: list[str]) -> int:
     command = typer.main.get_command(app)
     try:
-        status = command.main(args=list(arguments) or ["--help"], prog_name="gmf-edge", standalone_mode=False)
+        status = command.main(args=arguments or ["--help"], prog_name="gmf-edge", standalone_mode=False)
     except typer.Exit as end:
         return end.exit_code
-    except (typer.Abort, KeyboardInterrupt):
-        err.print("interrupted; nothing was left behind")
-        return 130
-    except _CommandLineError as error:
-        return _fail(_usage_error(error), as_json)
-    except GmfEdgeError as error:
-        return _fail(error, as_json)
-    except MemoryError:
-        return _fail(GmfEdgeError("out of memory", "free memory, or lower --max-batch"), as_json)
-    except Exception as error:  # a fault of ours: still one clear line, and the way to more
-        where = error.__traceback__
-        while where is not None and where.tb_next is not None:
-            where = where.tb_next
-        place = f"{Path(where.tb_frame.f_code.co_filename).name}:{where.tb_lineno}" if where is not None else "unknown place"
-        text = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        problem = f"unexpected {type(error).__name__} at {place}: {text}"
-        return _fail(GmfEdgeError(problem, "please report this with the output of 'gmf-edge doctor'"), as_json)
     return status if isinstance(status, int) else 0
+
+
+def _as_ours(error: Exception) -> GmfEdgeError:
+    """Any exception as an error with a remedy and the documented exit status."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    if isinstance(error, _CommandLineError):
+        return SpecError(error.format_message().rstrip("."), "see 'gmf-edge --help'")
+    if isinstance(error, GmfEdgeError):
+        return error
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+        return GmfEdgeError(f"out of memory{f' ({text})' if text else ''}", "free memory, or lower --max-batch")
+    if isinstance(error, ImportError):
+        return EnvironmentProblem(
+            f"{error.name or 'a package'} cannot be loaded: {text}", "see 'gmf-edge doctor'; free memory, allow more open files"
+        )
+    if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
+        place = os.fsdecode(error.filename) if error.filename else "a file"
+        return EnvironmentProblem(f"{place}: {error.strerror}", _MACHINE_ERRORS[error.errno])
+    # a fault of ours: still one clear line, and the way to more
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    place = f"{Path(where.tb_frame.f_code.co_filename).name}:{where.tb_lineno}" if where is not None else "unknown place"
+    problem = f"unexpected {type(error).__name__} at {place}: {text}"
+    return GmfEdgeError(problem, "please report this with the output of 'gmf-edge doctor'")
+
+
+def _one_line(text: str) -> str:
+    printable = "".join(letter if letter.isprintable() else " " if letter.isspace() else repr(letter)[1:-1] for letter in text)
+    return printable.encode("utf-8", "backslashreplace").decode()
+
+
+def _interrupted(interruption: Interrupted, as_json: bool) -> int:
+    status = interruption.exit_status
+    if as_json:
+        print_json({"error": f"interrupted by {interruption}", "remedy": "run it again", "exit_status": status})
+    else:
+        err.print(f"interrupted by {interruption}; nothing was left behind", markup=False)
+    return status
 
 
 def _fail(error: GmfEdgeError, as_json: bool) -> int:
@@ -120,6 +176,7 @@ def _fail(error: GmfEdgeError, as_json: bool) -> int:
     if as_json:
         print_json({"error": error.problem, "remedy": error.remedy, "exit_status": error.exit_status})
         return error.exit_status
+    # one line each and printable, whatever is in a file's name
     show_error(error)
     return error.exit_status
 

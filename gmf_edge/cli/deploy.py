@@ -42,7 +42,7 @@ def deploy(
             out=output,
             progress=progress,
         )
-    show_result(result, screen, [f"gmf-edge predict {result.folder} PICTURE...", f"gmf-edge verify {result.folder}"])
+    show_result(result, screen)
 
 
 def verify(

@@ -61,5 +61,5 @@ def doctor(
     if not ready.verbs:
         if as_json:
             raise typer.Exit(EnvironmentProblem.exit_status)
-        first = next(found for found in reversed(findings) if found.state == "missing" and not found.optional)
-        raise EnvironmentProblem(f"{first.subject}: {first.detail}", first.remedy)
+        lacking = next(found for found in reversed(findings) if found.state == "missing" and not found.optional)
+        raise EnvironmentProblem(f"{lacking.subject}: {lacking.detail}", lacking.remedy)

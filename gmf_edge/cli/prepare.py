@@ -39,7 +39,7 @@ def build(
     spec = replace(spec, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     with progress_shown(screen) as progress:
         result = build_bundle(spec, output, use_plugin=not engine.no_plugin, options=trtexec.options, progress=progress)
-    show_result(result, screen, [f"gmf-edge predict {output} PICTURE...", f"gmf-edge verify {output}"])
+    show_result(result, screen)
 
 
 def export(request: BundleOptions, screen: ScreenOptions, output: Output = Path("out/bundle")) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -102,7 +103,9 @@ def _log() -> Progress:
             begun = now
         last = fraction
         if now - told >= LOG_EVERY_S:
-            left = f", {timedelta(seconds=int((now - begun) * (1 - fraction) / fraction))} left" if now > begun and fraction else ""
+            left = (
+                f", {timedelta(seconds=round((now - begun) * (1 - fraction) / fraction))} left" if now > begun and fraction else ""
+            )
             err.print(f"- {message}{left}", markup=False)
             told = now
 
@@ -138,13 +141,12 @@ def print_json(values: Any) -> None:
     sys.stdout.write(json.dumps(values, indent=2) + "\n")
 
 
-def show_result(result: Result, screen: ResultOptions, next_steps: Sequence[str] = (), written: bool = True) -> None:
+def show_result(result: Result, screen: ResultOptions, written: bool = True) -> None:
     """Print how a build, a deployment or a verification ended.
 
     Args:
         result: how.
         screen: what is wanted on the screen.
-        next_steps: commands that make sense where it passed.
         written: whether the result is in its folder.
 
     Raises:
@@ -163,7 +165,7 @@ def show_result(result: Result, screen: ResultOptions, next_steps: Sequence[str]
             for note in _notes(report):
                 show_note(note)
         folder = result.folder if written else None
-        steps = next_steps if result.passed else _after_failure(folder)
+        steps = _after_failure(folder) if not result.passed else _after_success(report, folder) if folder is not None else []
         for line in summary_lines(report, folder, steps, out.width if HAS_WIDTH else None):
             out.print(line, markup=False)
         show_verdict(result.passed, result.reason)
@@ -171,7 +173,12 @@ def show_result(result: Result, screen: ResultOptions, next_steps: Sequence[str]
         raise ResultOutsideGate(result.reason, "")
 
 
-def _after_failure(folder: Any) -> list[str]:
+def _after_success(report: Mapping[str, Any], folder: Path) -> list[str]:
+    use = "bench" if report["parity"].get("maps") else "predict"
+    return [f"gmf-edge {use} {folder}{' PICTURE...' if use == 'predict' else ''}", f"gmf-edge verify {folder}"]
+
+
+def _after_failure(folder: Path | None) -> list[str]:
     found = [] if folder is None else [f"what differs, image by image: {folder / 'report.json'}"]
     return [*found, "then: more --eval-data, another --precision, or --max-drop for a loss that you accept"]
 
@@ -244,7 +251,7 @@ def show_maps(maps: Mapping[str, Mapping[str, Any]]) -> None:
             for key, number in enumerate(numbers)
         ]
         table.add_row(name, *shown, f"{words_of_size(worst['image_size'])}, batch {worst['batch']}")
-    out.print(table)
+    show_table(table)
 
 
 def show_choice(choice: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,8 +24,9 @@ def summary_lines(report: Mapping[str, Any], folder: Path | None, next_steps: Se
     """
     model = report["model"]
     height, width_pixels = model["image_size"]
+    gives = "backbone" if report["parity"].get("maps") else f"{model['num_classes']} classes"
     rows = [
-        ("what", f"{model['variant']} {height}x{width_pixels}, {model['num_classes']} classes, {report['precision']}"),
+        ("what", f"{model['variant']} {height}x{width_pixels}, {gives}, {report['precision']}"),
         ("verdict", "within the gate" if report["passed"] else "outside the gate"),
         *_rows(report),
     ]
@@ -47,14 +49,7 @@ def _row(label: str, text: str, width: int | None) -> list[str]:
 
 def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     engine, parity, gate = report["engine"], report["parity"], report["gate"]
-    flips = f"{len(parity['flips'])} of {parity['images']} images flipped"
-    if report["weights"]["trained"] and parity["top1_change_points"] is not None:
-        change = f"{parity['top1_change_points']:+.2f} points, limit -{gate['max_drop_points']:g}"
-        yield "accuracy", f"top-1 {parity['reference_top1']:.2f} % -> {parity['engine_top1']:.2f} % ({change}); {flips}"
-    else:
-        yield "accuracy", f"none is claimed; the same class as FP32 PyTorch on {100 * parity['agreement']:.2f} %, {flips}"
-    cosine = "not finite" if parity["cosine"] is None else f"{parity['cosine']:.6f}"
-    yield "numerics", f"cosine {cosine} to FP32 PyTorch's logits; tried at batch {', '.join(parity['batches'])}"
+    yield from _map_rows(parity, gate) if parity.get("maps") else _class_rows(parity, gate, report["weights"]["trained"])
     for index, value in enumerate(report["latency"].values()):
         yield "" if index else "speed", _speed(value)
     yield "engine", f"{engine['backend']} {engine['version']} on {engine['device']}, {engine['form']} graph"
@@ -67,6 +62,24 @@ def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if report.get("alternative"):
         other = report["alternative"]
         yield "beside it", f"{other['precision']}, {'within' if other['passed'] else 'outside'} the gate"
+
+
+def _class_rows(parity: Mapping[str, Any], gate: Mapping[str, Any], trained: bool) -> Iterator[tuple[str, str]]:
+    flips = f"{len(parity['flips'])} of {parity['images']} images flipped"
+    if trained and parity["top1_change_points"] is not None:
+        change = f"{parity['top1_change_points']:+.2f} points, limit -{gate['max_drop_points']:g}"
+        yield "accuracy", f"top-1 {parity['reference_top1']:.2f} % -> {parity['engine_top1']:.2f} % ({change}); {flips}"
+    else:
+        yield "accuracy", f"none is claimed; the same class as FP32 PyTorch on {100 * parity['agreement']:.2f} %, {flips}"
+    cosine = "not finite" if parity["cosine"] is None else f"{parity['cosine']:.6f}"
+    yield "numerics", f"cosine {cosine} to FP32 PyTorch's logits; tried at batch {', '.join(parity['batches'])}"
+
+
+def _map_rows(parity: Mapping[str, Any], gate: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    error_of = {name: numerics["relative_l2"] for name, numerics in parity["maps"].items()}
+    worst = max(error_of, key=lambda name: math.inf if error_of[name] is None else error_of[name])
+    error = "not finite" if error_of[worst] is None else f"{error_of[worst]:.2e}"
+    yield "maps", f"worst relative L2 error {error}, in {worst}; limit {gate['max_relative_l2']:g}"
 
 
 def _speed(value: Mapping[str, Any]) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from gmf_edge.bundle import GOLDEN, Bundle
 from gmf_edge.engines.choose import choose_backend
 from gmf_edge.engines.protocol import Engine, EngineRequest, Progress
 from gmf_edge.errors import BundleError, EngineError
+from gmf_edge.scratch import scratch_folder
 from gmf_edge.verify.proof import golden_failure
 
 
@@ -76,7 +75,7 @@ def open_or_build(
     stored = _options_of(report) if deployed == chosen.name else {}
     request = engine_request(bundle, use_plugin=True, options={**stored, **(options or {})})
     if not files:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gmf-edge-")))
+        folder = stack.enter_context(scratch_folder())
         files = chosen.build(request, folder, progress)
     engine = stack.enter_context(chosen.open(request, folder, files))
     _prove_refit(engine, bundle)

@@ -10,8 +10,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +30,7 @@ from gmf_edge.engines.protocol import (
 )
 from gmf_edge.engines.trace import LayerRuns
 from gmf_edge.errors import EngineError, EnvironmentProblem, SpecError
+from gmf_edge.scratch import scratch_folder
 from gmf_edge.spec import LOGITS, OPSET_NEW, BatchProfile, SizeRange, Task
 
 NAME = "onnxruntime"
@@ -243,8 +242,8 @@ class OnnxRuntimeEngine:
 
     def _kernel_events(self, runs: int) -> dict[str, list[Mapping[str, Any]]]:
         """Kernel -> its entry in ONNX Runtime's profile of each of `runs` inferences, the first of which allocates."""
-        with tempfile.TemporaryDirectory(prefix="gmf-edge-") as folder:
-            session = self._new_session(os.path.join(folder, "profile"))
+        with scratch_folder() as folder:
+            session = self._new_session(str(folder / "profile"))
             images = np.zeros((self._profile.opt, *self._shape), np.float32)
             for _ in range(runs):
                 self._run(session, images)

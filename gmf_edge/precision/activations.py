@@ -9,7 +9,6 @@ by squared error, and know no smoothing. Tests hold percentile and minmax agains
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from gmf_edge.errors import CalibrationError, DataError
 from gmf_edge.precision.calibration_images import FEWEST_IMAGES
 from gmf_edge.precision.int8_layers import quantizable_layers
 from gmf_edge.precision.smoothing import smoothable, smoothing_factors
+from gmf_edge.scratch import scratch_folder
 
 Float32Array = NDArray[np.float32]
 # makes the batches, float32 [B, 3, H, W], from the start at every call
@@ -85,8 +85,8 @@ def observe(
         DataError: no pictures.
     """
     axes = {layer.tensor: layer.channel_axis for layer in quantizable_layers(graph)}
-    with tempfile.TemporaryDirectory(prefix="gmf-edge-") as folder:
-        run = activation_runner(graph, tuple(axes), Path(folder))
+    with scratch_folder() as folder:
+        run = activation_runner(graph, tuple(axes), folder)
         largest: dict[str, NDArray[np.float64]] = {}
         sums: dict[str, NDArray[np.float64]] = {}
         counts: dict[str, int] = {}

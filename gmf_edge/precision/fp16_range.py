@@ -6,10 +6,8 @@ memory stays that of one inference.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from onnx_ir import DataType
 
 from gmf_edge.errors import PrecisionError
 from gmf_edge.precision.fp16 import FP16_MAX
+from gmf_edge.scratch import scratch_folder
 from gmf_edge.spec import Precision
 
 # within a factor of two of the range: other images may pass it
@@ -76,8 +75,8 @@ def activation_ranges(portable: onnx_ir.Model, batches: Iterable[NDArray[np.floa
         graph.graph.outputs.append(largest.outputs[0])
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    with tempfile.TemporaryDirectory(prefix="gmf-edge-") as folder:
-        path = Path(folder) / "ranges.onnx"
+    with scratch_folder() as folder:
+        path = folder / "ranges.onnx"
         onnx_ir.save(graph, path)
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [str(value.name) for value in tensors]

@@ -10,16 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gmf_edge.artifact import write_atomically, write_failure
 from gmf_edge.errors import CalibrationError
 
 SCHEMA = 1
+MAX_FILE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -159,26 +159,15 @@ def write_ranges(ranges: Ranges, path: Path) -> None:
     """Write ranges.json whole or not at all.
 
     Raises:
-        CalibrationError: it cannot be written.
+        EnvironmentProblem: it cannot be written.
     """
     content = ranges.to_json()
     text = json.dumps({"sha256": _digest(content), **content}, indent=1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            # mkstemp lets nobody else read, and a result of a build is for everybody
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(name, 0o666 & ~umask)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
     except OSError as error:
-        raise CalibrationError(f"{path} cannot be written ({error.strerror})", "choose a folder that you may write to") from error
+        raise write_failure(path, error) from error
+    write_atomically(path, text.encode())
 
 
 def read_ranges(path: Path) -> Ranges:
@@ -188,10 +177,13 @@ def read_ranges(path: Path) -> Ranges:
         CalibrationError: not there, not such a file, of another schema, edited or damaged, or with numbers that no range can be.
     """
     try:
+        # a device or a pipe would never end
+        if path.exists() and not path.is_dir() and not (path.is_file() and path.stat().st_size <= MAX_FILE_BYTES):
+            raise CalibrationError(f"{path} is not a ranges file", _AGAIN)
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CalibrationError(f"{path} cannot be read ({error.strerror})", "calibrate first, or check the path") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CalibrationError(f"{path} is not a ranges file ({error})", _AGAIN) from error
     if not isinstance(content, dict) or "schema" not in content:
         raise CalibrationError(f"{path} is not a ranges file", _AGAIN)
@@ -216,7 +208,7 @@ def read_ranges(path: Path) -> Ranges:
     except (KeyError, TypeError, AttributeError) as error:
         raise CalibrationError(f"{path} lacks or misplaces {error}", _AGAIN) from error
     for name, found in ranges.tensors.items():
-        if not (math.isfinite(found.threshold) and found.threshold >= 0):
+        if type(found.threshold) not in (int, float) or not 0 <= found.threshold < math.inf:
             raise CalibrationError(f"{path} gives {name} the range {found.threshold}", _AGAIN)
     return ranges
 

@@ -131,6 +131,8 @@ def open_recipe(name_or_file: str | Path) -> Recipe:
             f"recipe {str(name_or_file)!r} is not known", f"give --recipe one of {', '.join(RECIPES)}, or a {SUFFIX} file"
         )
     try:
+        if path.exists() and not path.is_dir() and not path.is_file():
+            raise SpecError(f"{path} is not a regular file", "name a recipe file, such as one of calibration/recipes/")
         if path.stat().st_size > MAX_FILE_BYTES:
             raise SpecError(f"{path} is too large for a recipe", "name a recipe file, such as one of calibration/recipes/")
         text = path.read_text(encoding="utf-8")
@@ -151,7 +153,7 @@ def _toml(text: str, path: Path) -> dict[str, Any]:
             raise EnvironmentProblem(f"reading {path} on Python 3.10 needs the package tomli", "pip install tomli") from error
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SpecError(f"recipe {path} is not TOML ({error})", "compare it with calibration/recipes/balanced.toml") from error
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gmf_edge.artifact import digest_of, write_atomically
 from gmf_edge.errors import CalibrationError
 
 STATE_SCHEMA = 1
@@ -86,6 +86,9 @@ class SearchState:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             remedy = "name another file for the search's state, or remove it"
             raise CalibrationError(f"{path} is not the state of a search ({error!r})", remedy) from error
+        if content.pop("sha256", None) != digest_of(content):
+            self.fresh_because = f"{path.name} is damaged"
+            return
         if schema != STATE_SCHEMA or stored_key != key:
             self.fresh_because = f"{path.name} is of another model, recipe, gate or image set"
             return
@@ -102,9 +105,7 @@ class SearchState:
             "verdicts": [{"exceptions": sorted(names), "verdict": asdict(verdict)} for names, verdict in self.verdicts.items()],
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        os.replace(unfinished, self.path)
+        write_atomically(self.path, json.dumps({"sha256": digest_of(content), **content}, indent=1).encode())
 
 
 def json_number(value: Any) -> Any:

@@ -10,7 +10,6 @@ is ONNX Runtime's FP32 on dequantised values, which differs from its integer ker
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from gmf_edge.precision.ranges import Ranges
 from gmf_edge.precision.recipe import Recipe
 from gmf_edge.precision.search_state import Budget, SearchState, json_number
 from gmf_edge.precision.smoothing import smooth
+from gmf_edge.scratch import scratch_folder
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ def layer_snr(
             after = node if what == "x" else twin
             wanted += _energies(shadow, after, signal, noisy, f"{layer.name}/{what}")
     energies = dict.fromkeys(wanted, 0.0)
-    with tempfile.TemporaryDirectory(prefix="gmf-edge-") as folder:
-        session = _session(shadow, Path(folder))
+    with scratch_folder() as folder:
+        session = _session(shadow, folder)
         seen = 0
         for batch in batches:
             for name, value in zip(wanted, session.run(wanted, {session.get_inputs()[0].name: batch}), strict=True):
@@ -175,8 +175,8 @@ class SwitchedGraph:
                 _switch(switched, owner, index, flag, owner.inputs[index], bias)
         self._images = str(switched.graph.inputs[0].name)
         self._logits = str(switched.graph.outputs[0].name)
-        with tempfile.TemporaryDirectory(prefix="gmf-edge-") as folder:
-            self._session = _session(switched, Path(folder))
+        with scratch_folder() as folder:
+            self._session = _session(switched, folder)
 
     def logits(self, batches: Iterable[Float32Array], quantized: frozenset[str]) -> Float32Array:
         """Logits [n, classes] of the images with exactly these layers quantised."""

@@ -53,6 +53,8 @@ def classes_from_file(path: Path, count: int) -> Classes:
         DataError: not a text file, an empty name, or not `count` names.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise DataError(f"--labels {path} is not a regular file", "name a text file with one class name a line")
         with path.open("rb") as file:
             content = file.read(MAX_LABELS_BYTES + 1)
     except OSError as error:

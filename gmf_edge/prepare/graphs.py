@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from gmf_edge.bundle import GOLDEN
 from gmf_edge.engines.protocol import Progress
 from gmf_edge.prepare.cached import cached_stage
 from gmf_edge.prepare.source import SourceModel
+from gmf_edge.scratch import scratch_folder
 from gmf_edge.spec import OPSET_BF16, OPSET_NEW, OPSET_OLD, TARGETS, BuildSpec, ModelSpec, Precision, Task
 from gmf_edge.verify.golden import Golden, in_batches
 from gmf_edge.verify.maps import GoldenMaps
@@ -151,13 +151,13 @@ def _attach_kernels(graphs: dict[str, onnx_ir.Model], model: ModelSpec, spec: Bu
     plugin_graphs = {name: onnx_ir.to_proto(graphs[name]) for name, (form, _) in files.items() if form == "plugin"}
     # INT8 for weak typing is an FP32 graph of which the builder makes FP16 what is not INT8, the plugin's tensors among it
     converted = {name for name in plugin_graphs if spec.precision is Precision.INT8 and files[name][1] == OPSET_OLD}
-    with tempfile.TemporaryDirectory(prefix="gmf-edge-") as folder:
-        table = compile_kernels(model, spec.plugin_archs, Path(folder), dtype=dtype)
+    with scratch_folder() as folder:
+        table = compile_kernels(model, spec.plugin_archs, folder, dtype=dtype)
         typed = (graph for name, graph in plugin_graphs.items() if name not in converted)
         in_fp32 = sorted(set().union(*(widths_by_type(graph).get("fp32", set()) for graph in typed)))
         if dtype != "fp32" and in_fp32:
             # attention that stays in FP32 has FP32 tensors, which FP16 kernels would misread
-            wide = compile_widths(in_fp32, spec.plugin_archs, Path(folder), dtype="fp32")
+            wide = compile_widths(in_fp32, spec.plugin_archs, folder, dtype="fp32")
             table = replace(table, images=(*table.images, *wide.images))
         for name, graph in plugin_graphs.items():
             builder_type = dtype if name in converted else None

@@ -6,7 +6,6 @@ evaluation images where there are any, else the golden images.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +17,10 @@ from gmf_edge.artifact import Stage, cache_root, digest_of, sha256_of
 from gmf_edge.bundle import GOLDEN, REFERENCE
 from gmf_edge.engines.onnxruntime import OnnxRuntimeEngine
 from gmf_edge.engines.protocol import Progress
+from gmf_edge.errors import CalibrationError
 from gmf_edge.prepare.graphs import FUSED, golden_images
 from gmf_edge.prepare.source import SourceModel
+from gmf_edge.scratch import scratch_folder
 from gmf_edge.spec import BuildSpec, MapGate
 from gmf_edge.verify.batches import prove_batches
 from gmf_edge.verify.golden import Golden, Reference, in_batches
@@ -78,11 +79,22 @@ def quantization_for(
         batches,
         evaluate,
         gate=gate,
-        state_file=cache_root() / f"search-{digest_of([fused.key, gate, recipe.to_json()])[:24]}.json",
+        state_file=_intact(cache_root() / f"search-{digest_of([fused.key, gate, recipe.to_json()])[:24]}.json"),
         budget_minutes=spec.budget_minutes,
         progress=progress,
     )
     return Quantization(ranges, recipe, found.exceptions, found.to_json())
+
+
+def _intact(state_file: Path) -> Path:
+    """The file of the cache, which goes where it is damaged: it is measured again."""
+    from gmf_edge.precision.search_state import SearchState
+
+    try:
+        SearchState(state_file, "")
+    except CalibrationError:
+        state_file.unlink(missing_ok=True)
+    return state_file
 
 
 def _verdict(candidate: onnx_ir.Model, source: SourceModel, reference: Stage, spec: BuildSpec) -> Verdict:
@@ -91,9 +103,9 @@ def _verdict(candidate: onnx_ir.Model, source: SourceModel, reference: Stage, sp
     from gmf_edge.rewrite.bodies import inline_bodies
     from gmf_edge.rewrite.shared_weights import save_graphs
 
-    with tempfile.TemporaryDirectory(prefix="gmf-edge-") as folder:
-        save_graphs({"candidate.onnx": inline_bodies(candidate)}, Path(folder))
-        with OnnxRuntimeEngine(Path(folder) / "candidate.onnx", spec.profile) as engine:
+    with scratch_folder() as folder:
+        save_graphs({"candidate.onnx": inline_bodies(candidate)}, folder)
+        with OnnxRuntimeEngine(folder / "candidate.onnx", spec.profile) as engine:
             if isinstance(spec.gate, MapGate):
                 golden = GoldenMaps.load(reference.folder / GOLDEN)
                 own = GoldenMaps(golden.sizes[:1], golden.source)

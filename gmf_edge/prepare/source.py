@@ -75,6 +75,7 @@ def load_source(spec: BuildSpec, stack: ExitStack, progress: Progress = silent, 
             f"this half needs {', '.join(missing)}, which is not installed",
             "pip install 'gmf-edge[workstation]' here, or deploy a bundle that was exported elsewhere",
         )
+    _refuse_early(spec)
     progress(None, "loading weights")
     model, origin = _weights(spec)
     preprocess = Preprocess(model.spec.image_size)
@@ -95,6 +96,18 @@ def load_source(spec: BuildSpec, stack: ExitStack, progress: Progress = silent, 
     if spec.precision is Precision.INT8 and spec.ranges is None:
         calibration = _calibration_images(spec, origin, evaluation, stack)
     return SourceModel(model, origin, preprocess, classes, evaluation, calibration)
+
+
+def _refuse_early(spec: BuildSpec) -> None:
+    """Small files that are wanted after minutes of export are read before it."""
+    if spec.precision is not Precision.INT8:
+        return
+    from gmf_edge.precision.ranges import read_ranges
+    from gmf_edge.precision.recipe import open_recipe
+
+    open_recipe(spec.recipe)
+    if spec.ranges is not None:
+        read_ranges(spec.ranges)
 
 
 def _calibration_images(spec: BuildSpec, origin: WeightsOrigin, evaluation: ImageSet | None, stack: ExitStack) -> ImageSet:

@@ -6,7 +6,6 @@ a graph whose only nodes are dense convolutions, Linears, LayerNormalizations, C
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from gmf_edge.engines.protocol import Progress, silent
 from gmf_edge.errors import RewriteError
 from gmf_edge.ops.group_mix_attention import DOMAIN, DOMAIN_VERSION, OP_TYPE, function_body
 from gmf_edge.rewrite import batchnorm_into_conv, cpe_identity, group_mix_attention, head, output_norm
+from gmf_edge.scratch import scratch_folder
 from gmf_edge.spec import NUM_STAGES
 
 # largest difference of an output over its largest value; the folds are exact, so this is FP32's rounding over some 20 blocks
@@ -170,8 +170,8 @@ def _outputs(graph: onnx_ir.Model, images: NDArray[np.float32]) -> list[NDArray[
     options.log_severity_level = 3
     # unoptimised: the graph itself is on trial, not ONNX Runtime's own rewriting of it
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    with tempfile.TemporaryDirectory(prefix="gmf-edge-") as folder:
-        path = Path(folder) / "proof.onnx"
+    with scratch_folder() as folder:
+        path = folder / "proof.onnx"
         onnx_ir.save(graph, path)
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return list(session.run(None, {session.get_inputs()[0].name: images}))

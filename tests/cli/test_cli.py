@@ -547,16 +547,16 @@ def test_a_read_only_output_folder_has_status_4(gmf: Run, pico_export: Path, tmp
 def test_a_place_that_refuses_folders_has_status_4(
     gmf: Run, pico_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
 ) -> None:
-    from gmf_edge import artifact
+    from gmf_edge import scratch
 
-    make = artifact.tempfile.mkdtemp
+    make = scratch.tempfile.mkdtemp
 
     def refuse(*arguments: Any, **options: Any) -> str:
         if Path(options["dir"]).is_relative_to(tmp_path):
             raise OSError(number, os.strerror(number), str(options["dir"]))
         return str(make(*arguments, **options))
 
-    monkeypatch.setattr(artifact.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(scratch.tempfile, "mkdtemp", refuse)
     for command in (("build",), ("export",), ("deploy", pico_export)):
         one_clear_error(gmf(*command, "--output", tmp_path / "made" / "out"), 4, words)
     assert listing(tmp_path) == []

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from gmf_edge.errors import CalibrationError
+from gmf_edge.errors import CalibrationError, EnvironmentProblem
 from gmf_edge.precision.ranges import Provenance, Ranges, TensorRange, read_ranges, write_ranges
 
 MADE = Provenance("a" * 64, "b" * 64, "c" * 64, {"image_size": [64, 64]}, "mse", 0.0, 0.5, 500, 0, {"numpy": "2"})
@@ -88,5 +88,5 @@ def test_range_that_is_no_number_is_refused(tmp_path, threshold):
 
 def test_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CalibrationError, match="cannot be written"):
+    with pytest.raises(EnvironmentProblem, match="cannot write"):
         write_ranges(RANGES, tmp_path / "file" / "ranges.json")

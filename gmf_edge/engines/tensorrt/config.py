@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from gmf_edge.engines.tensorrt.options import INPUT_NAME, TensorRTOptions
 from gmf_edge.engines.tensorrt.progress import BuildProgress, progress_monitor
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import EngineError
+from gmf_edge.scratch import scratch_folder
 from gmf_edge.spec import BatchProfile, Precision, SizeRange
 
 if TYPE_CHECKING:
@@ -103,10 +103,10 @@ def builder_config(
             wanted["precision_constraints"] = attempt.constraints
     if version.has_progress_monitor:
         wanted["progress_monitor"] = progress_monitor(progress, version)
-    with tempfile.TemporaryDirectory(prefix="gmf-edge-") as folder:
+    with scratch_folder() as folder:
         if attempt.timings is not None:
             # Polygraphy reads a path only, and locks a file beside it: the user's own may be shared, or in a place without locks
-            timings = Path(folder) / "timings"
+            timings = folder / "timings"
             timings.write_bytes(attempt.timings)
             wanted["load_timing_cache"] = str(timings)
         config: trt.IBuilderConfig = CreateConfig(**wanted)(builder, network)
