@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import gmf_edge.report.charts as charts
 from gmf_edge.bundle import PAGE, Manifest
-from gmf_edge.report import charts
 from gmf_edge.report.charts import Chart
 from gmf_edge.report.figures import figure, milliseconds, percent, points, size
 from gmf_edge.report.measurements import Measurements
