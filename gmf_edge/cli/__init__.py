@@ -138,6 +138,9 @@ def _as_ours(error: Exception) -> GmfEdgeError:
         return EnvironmentProblem(
             f"{error.name or 'a package'} cannot be loaded: {text}", "see 'gmf-edge doctor'; free memory, allow more open files"
         )
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        place = os.fsdecode(error.filename or "a path")
+        return GmfEdgeError(f"{place[:100]}: {error.strerror}", "check the path")
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
         place = os.fsdecode(error.filename) if error.filename else "a file"
         return EnvironmentProblem(f"{place}: {error.strerror}", _MACHINE_ERRORS[error.errno])
