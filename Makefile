@@ -1,6 +1,8 @@
 # make build   set up, then build a verified FP16 bundle from the packaged model: the first result
 # make test    set up, then run the tests
-# make check   what CI runs: format, lint, types, tests (the layers are among the tests)
+# make check   what CI runs: format, lint, types, the site, tests (the layers are among the tests)
+# make docs    the documentation as a site, into build/site
+# make wheel   the wheel, into dist
 # make plugin  compile the TensorRT plugin; needs CUDA and TENSORRT_ROOT (TensorRT's headers)
 
 PYTHON ?= python3
@@ -10,7 +12,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
-.PHONY: build test check format plugin clean
+.PHONY: build test check docs wheel format plugin clean
 
 build: $(STAMP)
 	$(BIN)/gmf-edge build --precision fp16 --output out/pico
@@ -22,7 +24,15 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(MAKE) docs
 	$(MAKE) test
+
+# the theme's notice about another project is left out
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+wheel: $(STAMP)
+	$(BIN)/python -m build --wheel --no-isolation
 
 format: $(STAMP)
 	$(BIN)/ruff format .

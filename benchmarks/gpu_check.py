@@ -62,6 +62,7 @@ ORDER = (
 # every file with tests marked gpu that needs neither torch nor onnx to be collected; what leaks shows at the end
 TEST_FILES = (
     "tests/engines/tensorrt/test_gpu.py",
+    "tests/engines/tensorrt/test_gpu_bench.py",
     "tests/engines/tensorrt/test_gpu_streams.py",
     "tests/kernels/test_group_mix_attention_kernels.py",
     "tests/engines/tensorrt/test_gpu_memory.py",

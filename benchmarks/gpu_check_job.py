@@ -25,8 +25,9 @@ import numpy as np
 
 from gmf_edge.artifact import write_atomically
 from gmf_edge.bench.device import device_state
+from gmf_edge.bench.trtexec_files import inspector_layers_json, profile_json
 from gmf_edge.deploy import bench_bundle, deploy_bundle, verify_bundle
-from gmf_edge.engines.tensorrt.backend import ENGINE_FILE, inspect_engine, open_engine, trtexec_files
+from gmf_edge.engines.tensorrt.backend import ENGINE_FILE, inspect_engine, open_engine
 from gmf_edge.engines.tensorrt.cuda import Device, free_memory_mib
 from gmf_edge.engines.tensorrt.doctor import diagnose
 from gmf_edge.engines.tensorrt.inspect import read_inspector_json
@@ -153,7 +154,7 @@ def check_bundle(
         verified = verify_bundle(out, backend="tensorrt")
         begin("bench")
         run["state_before"] = device_state()
-        run["latency"] = [latency.to_json() for latency in bench_bundle(out, backend="tensorrt", duration_s=seconds)]
+        run["latency"] = [latency.to_json() for latency in bench_bundle(out, backend="tensorrt", duration_s=seconds).latencies]
         begin("steps")
         run["steps"] = measure_steps(out)
         run["state_after"] = device_state()
@@ -174,15 +175,16 @@ def save_layers(folder: Path, files: Path) -> list[Answer]:
     path = folder / ENGINE_FILE
     sidecar = Sidecar.read(path)
     with open_engine(path, sidecar, TensorRTOptions(cuda_graphs=False), folder / sidecar.graph_file) as engine:
-        inspected, times = engine.inspector_json(), engine.layer_times_ms(PROFILED_RUNS)
-    for name, text in zip((LAYERS, PROFILE), trtexec_files(inspected, times, PROFILED_RUNS), strict=True):
-        (files / name).write_text(text)
+        inspected, layers = engine.inspector_json(), engine.layer_runs(PROFILED_RUNS)
+    (files / LAYERS).write_text(inspector_layers_json(inspected))
+    (files / PROFILE).write_text(profile_json(layers))
     milliseconds: Counter[str] = Counter()
-    for name, ms in times:
-        milliseconds[name] += ms
+    for layer in layers:
+        milliseconds[layer.name] += sum(layer.times_ms) / PROFILED_RUNS
     kernels: dict[tuple[str, str, str], list[str]] = {}
-    for layer in read_inspector_json(inspected).layers:
-        kernels.setdefault((layer.tactic or layer.name, layer.kind, layer.precision), []).append(layer.name)
+    for told_layer in read_inspector_json(inspected).layers:
+        key = (told_layer.tactic or told_layer.name, told_layer.kind, told_layer.precision)
+        kernels.setdefault(key, []).append(told_layer.name)
     told = [
         {"kernel": kernel, "kind": kind, "precision": precision, "layers": len(names), "ms": sum(milliseconds[n] for n in {*names})}
         for (kernel, kind, precision), names in kernels.items()

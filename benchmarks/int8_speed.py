@@ -3,8 +3,8 @@
     python benchmarks/int8_speed.py                                  # small at 224 x 224, batch 1, seeded random weights
     python benchmarks/int8_speed.py --variant mobile --image-size 224 --calibration-data pictures.zip
 
-Three graphs of the same model take turns, A B C A B C, in one process: plain (the exporter's FP32 graph), portable (rewritten FP32) and
-INT8 (as a build delivers it for ONNX Runtime). The ratio of a round is of neighbours in time; its median is reported
+Four graphs of the same model take turns, A B C D A B C D, in one process: plain (the exporter's FP32 graph), portable (rewritten FP32),
+FP32 and INT8 (as a build delivers them for ONNX Runtime). The ratio of a round is of neighbours in time; its median is reported
 with its quartiles. CPU time on one thread is printed too: it does not depend on what else the machine does. Then each is profiled.
 
 Latency does not depend on the weights or the pictures. The ranges here are of seeded smooth pictures unless --calibration-data is given.
@@ -40,6 +40,7 @@ from gmf_edge.precision.integer_gemm import linears_as_gemm
 from gmf_edge.precision.ranges import Provenance
 from gmf_edge.precision.recipe import RECIPES
 from gmf_edge.rewrite.bodies import inline_bodies
+from gmf_edge.rewrite.channel_last import channel_last_form
 from gmf_edge.rewrite.passes import rewrite_onnx
 from gmf_edge.spec import ModelSpec
 
@@ -159,8 +160,9 @@ def main() -> None:
         made = Provenance("", None, "", preprocess.to_json(), recipe.method, 0.0, recipe.smoothing, options.calibration_images, 0)
         int8, linears = linears_as_gemm(insert_qdq(fused, ranges_from(statistics_found, recipe, made), recipe))
         onnx_ir.save(inline_bodies(fused), folder / "portable.onnx")
-        onnx_ir.save(inline_bodies(int8), folder / "int8.onnx")
-        paths = {"plain": plain, "portable": folder / "portable.onnx", "INT8": folder / "int8.onnx"}
+        onnx_ir.save(channel_last_form(fused), folder / "fp32.onnx")
+        onnx_ir.save(channel_last_form(int8), folder / "int8.onnx")
+        paths = {"plain": plain, **{name: folder / f"{name.lower()}.onnx" for name in ("portable", "FP32", "INT8")}}
 
         images = np.concatenate(batches)[np.arange(options.batch) % options.calibration_images]
         load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
@@ -173,7 +175,7 @@ def main() -> None:
         print_times(
             times_in_turn({name: opened(path, 1) for name, path in paths.items()}, images, options.rounds, time.process_time)
         )
-        for name in ("plain", "INT8"):
+        for name in ("plain", "FP32", "INT8"):
             print_profile(name, paths[name], images, options.threads, folder)
 
 

@@ -18,7 +18,17 @@ from gmf_edge.spec import BatchProfile, BuildSpec, Gate, ModelSpec, Precision
 
 if TYPE_CHECKING:
     from gmf_edge.bundle import Bundle, Manifest, open_bundle
-    from gmf_edge.deploy import Prediction, Result, bench_bundle, deploy_bundle, predict, verify_bundle
+    from gmf_edge.deploy import (
+        BenchRequest,
+        BenchResult,
+        Prediction,
+        Result,
+        bench_bundle,
+        compare,
+        deploy_bundle,
+        predict,
+        verify_bundle,
+    )
     from gmf_edge.pipeline import build
     from gmf_edge.prepare import export
 
@@ -30,6 +40,9 @@ _HOMES = {
     "deploy_bundle": "gmf_edge.deploy",
     "verify_bundle": "gmf_edge.deploy",
     "bench_bundle": "gmf_edge.deploy",
+    "BenchRequest": "gmf_edge.deploy",
+    "BenchResult": "gmf_edge.deploy",
+    "compare": "gmf_edge.deploy",
     "predict": "gmf_edge.deploy",
     "Prediction": "gmf_edge.deploy",
     "Result": "gmf_edge.deploy",
@@ -40,6 +53,8 @@ _HOMES = {
 
 __all__ = [
     "BatchProfile",
+    "BenchRequest",
+    "BenchResult",
     "BuildSpec",
     "Bundle",
     "Gate",
@@ -52,6 +67,7 @@ __all__ = [
     "__version__",
     "bench_bundle",
     "build",
+    "compare",
     "deploy_bundle",
     "export",
     "open_bundle",

@@ -4,14 +4,18 @@ file                     what it is
 manifest.json            this page's Manifest: what was asked, what was made, the digest of every other file and of itself
 portable.onnx            standard ops, opset 20: ONNX Runtime, OpenVINO, and TensorRT 10 and 11 without plugins
 plugin.onnx              GmfGroupMixAttention nodes, opset 20: TensorRT 10 and 11 with the plugin
-*-opset17.onnx           the same two for TensorRT 8.6
-weights.bin              the weights of all four, once
-golden.npz               preprocessed images and FP32 PyTorch's logits
+*-opset17.onnx           the same two for TensorRT 8.6; BF16 has none
+weights.bin              the weights of all of them, once
+golden.npz               preprocessed images and FP32 PyTorch's logits, or its maps
 reference.npz            with evaluation images: their names, digests, labels and FP32 PyTorch's logits (not the pictures)
-onnxruntime.onnx         INT8 only: Q/DQ beside FP32, Linears as Gemm: what ONNX Runtime has kernels for
+onnxruntime.onnx         FP32, INT8 and BF16: standard ops as ONNX Runtime has kernels for them on a CPU: laid out for its convolutions,
+                         INT8 Linears as Gemm and all else FP32, or BF16 storage round FP32 arithmetic
 ranges.json              INT8 only: the activations' ranges with their provenance
-labels.txt               a class name a line
+labels.txt               a class name a line; a backbone has none
+reproduce.sh             the commands, versions and digests that make it again
 report.json              after deploy: parity, gate, engine, latency
+measurements.npz         after deploy: what the figures of report.html are drawn from, thumbnails of flipped images among it
+report.html              after deploy, where Jinja2 is installed: all of it on one page
 engine.*                 after deploy, with TensorRT: the engine and its sidecar
 
 Torch-free and onnx-free, as everything on the device.
@@ -19,23 +23,27 @@ Torch-free and onnx-free, as everything on the device.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gmf_edge.artifact import digest_of, read_json, sha256_of
+from gmf_edge.artifact import digest_of, read_json, sha256_of, write_atomically
 from gmf_edge.engines.protocol import Graphs
 from gmf_edge.errors import BundleError, GmfEdgeError
 from gmf_edge.image import Preprocess
-from gmf_edge.spec import IO_DTYPES, BatchProfile, Gate, ModelSpec, Precision
+from gmf_edge.spec import IO_DTYPES, BatchProfile, Gate, MapGate, ModelSpec, Precision, SizeRange, Task
 from gmf_edge.weights import WeightsOrigin
 
 SCHEMA = 1
 MANIFEST, REPORT, GOLDEN, REFERENCE, LABELS = "manifest.json", "report.json", "golden.npz", "reference.npz", "labels.txt"
-RANGES = "ranges.json"
+RANGES, MEASUREMENTS, PAGE, REPRODUCE = "ranges.json", "measurements.npz", "report.html", "reproduce.sh"
 _SELF = "manifest_sha256"
+# of the manifest's fields that no class of their own checks
+_KINDS: dict[str, type] = dict.fromkeys(("classes", "class_ids", "rewriting", "engine_files"), list)
+_KINDS |= dict.fromkeys(("graphs", "lowering", "versions", "request", "files"), dict)
 _REBUILD = "build or export it again"
 
 
@@ -48,10 +56,11 @@ class Manifest:
         weights: where they come from.
         precision: the arithmetic of the graphs' heavy layers.
         profile: batch sizes that will be served.
+        sizes: image sizes that will be served, or None for the model's alone.
         preprocess: how pictures become inputs.
         gate: what was accepted when it was built.
         io_dtype: of the graphs' input and output.
-        classes: class names, index = class.
+        classes: class names, index = class; none of a backbone.
         class_ids: their WordNet ids; empty where they are not ImageNet's.
         graphs: "form/opset" -> file name.
         lowering: what the precision room noted: islands, weights and activations near the range.
@@ -59,6 +68,8 @@ class Manifest:
         versions: of gmf-edge and of the libraries that made it.
         engine_files: what deploy added, the engine first.
         evaluation: where the evaluation images came from (address and digest), or None.
+        request: what the user asked for, with digests of the files that were given: report.commands.request_of; empty where
+            the bundle was made otherwise.
         files: file name -> {"sha256", "bytes"} of every file but the manifest.
     """
 
@@ -67,7 +78,7 @@ class Manifest:
     precision: Precision
     profile: BatchProfile
     preprocess: Preprocess
-    gate: Gate
+    gate: Gate | MapGate
     io_dtype: str
     classes: tuple[str, ...]
     graphs: Mapping[str, str]
@@ -77,7 +88,9 @@ class Manifest:
     engine_files: tuple[str, ...] = ()
     evaluation: Mapping[str, Any] | None = None
     class_ids: tuple[str, ...] = ()
+    request: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    sizes: SizeRange | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -87,6 +100,7 @@ class Manifest:
             "weights": self.weights.to_json(),
             "precision": self.precision.value,
             "profile": {"min": self.profile.min, "opt": self.profile.opt, "max": self.profile.max},
+            "sizes": None if self.sizes is None else self.sizes.to_json(),
             "preprocess": self.preprocess.to_json(),
             "gate": vars(self.gate),
             "io_dtype": self.io_dtype,
@@ -98,19 +112,25 @@ class Manifest:
             "versions": dict(self.versions),
             "engine_files": list(self.engine_files),
             "evaluation": None if self.evaluation is None else dict(self.evaluation),
+            "request": dict(self.request),
             "files": {name: dict(entry) for name, entry in sorted(self.files.items())},
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Manifest:
         """The inverse of to_json; KeyError, TypeError, ValueError or SpecError where it is not one."""
+        for name, kind in _KINDS.items():
+            if type(values[name]) is not kind:
+                raise TypeError(f"{name} is no {kind.__name__}")
+        model = ModelSpec.from_json(values["model"])
+        gate = Gate if model.task is Task.CLASSIFY else MapGate
         return cls(
-            model=ModelSpec.from_json(values["model"]),
+            model=model,
             weights=WeightsOrigin.from_json(values["weights"]),
             precision=Precision(values["precision"]),
             profile=BatchProfile(**values["profile"]),
             preprocess=Preprocess.from_json(values["preprocess"]),
-            gate=Gate(**values["gate"]),
+            gate=gate(**values["gate"]),
             io_dtype=values["io_dtype"],
             classes=tuple(values["classes"]),
             class_ids=tuple(values["class_ids"]),
@@ -120,7 +140,9 @@ class Manifest:
             versions=dict(values["versions"]),
             engine_files=tuple(values["engine_files"]),
             evaluation=values["evaluation"],
+            request=dict(values["request"]),
             files=dict(values["files"]),
+            sizes=SizeRange.from_json(values.get("sizes")),
         )
 
 
@@ -170,6 +192,15 @@ def _manifest_bytes(values: Mapping[str, Any]) -> bytes:
     unsigned = {key: value for key, value in values.items() if key != _SELF}
     signed = {**unsigned, _SELF: digest_of(unsigned)}
     return (json.dumps(signed, indent=2, sort_keys=True) + "\n").encode()
+
+
+def replace_file(bundle: Bundle, name: str, content: bytes) -> Bundle:
+    """The bundle with another content of one file that nothing else depends on, sealed again without reading the others."""
+    entry = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    values = {**bundle.manifest.to_json(), "files": {**bundle.manifest.files, name: entry}}
+    write_atomically(bundle.path(name), content)
+    write_atomically(bundle.path(MANIFEST), _manifest_bytes(values))
+    return Bundle(bundle.folder, Manifest.from_json(values))
 
 
 def is_bundle(folder: Path) -> bool:
@@ -227,13 +258,13 @@ def _require_sound(manifest: Manifest) -> None:
             raise ValueError(f"the file {name!r} with {entry}")
     named = [*manifest.graphs.values(), *manifest.engine_files]
     foreign = [name for name in named if name not in manifest.files]
-    if foreign or not manifest.graphs or not {GOLDEN, LABELS} <= set(manifest.files):
-        raise ValueError(f"files that are not among its own: {foreign or [GOLDEN, LABELS]}")
+    if foreign or not manifest.graphs or GOLDEN not in manifest.files:
+        raise ValueError(f"files that are not among its own: {foreign or [GOLDEN]}")
     for key in manifest.graphs:
         form, opset = key.split("/")
         if not (form and opset.isdecimal()):
             raise ValueError(f"the graph {key!r}")
-    texts = (*manifest.classes, *manifest.class_ids, *manifest.versions, *manifest.versions.values())
+    texts = (manifest.model.variant, *manifest.classes, *manifest.class_ids, *manifest.versions, *manifest.versions.values())
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("a name or a version that is no text")
     if len(manifest.classes) != manifest.model.num_classes or len(manifest.class_ids) not in (0, len(manifest.classes)):

@@ -11,8 +11,10 @@ GmfEdgeError                 1  a failure; the base of all
 |-- BundleError              1  a bundle that is damaged, incomplete or of another schema
 |-- EngineError              1  an engine that could not be built, opened or run
 |   `-- StaleArtifact        1  an engine or a cache made elsewhere or by another version
+|-- PackageError             1  a package that cannot be made from a bundle, or that its reader would refuse
 |-- KernelError              1  a kernel that could not be compiled, or does not fit the model or the device
 |-- AccuracyError            3  parity or accuracy outside the gate
+|-- RegressionError          5  compare: slower or less accurate than the other by more than was allowed
 `-- EnvironmentProblem       4  this machine lacks something: a GPU, a driver, a package, disk space, write access
 
 Each carries what is wrong (with the place, a file or a tensor name, in it) and a remedy: what to do next.
@@ -90,6 +92,16 @@ class AccuracyError(GmfEdgeError):
     """Parity or accuracy outside the gate (exit status 3)."""
 
     exit_status = 3
+
+
+class RegressionError(GmfEdgeError):
+    """Slower or less accurate, by more than was allowed, than what it was compared with (exit status 5)."""
+
+    exit_status = 5
+
+
+class PackageError(GmfEdgeError):
+    """A package that cannot be made from this bundle, or that the program which reads it would refuse."""
 
 
 class EnvironmentProblem(GmfEdgeError):

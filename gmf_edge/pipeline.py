@@ -11,12 +11,13 @@ from typing import Any
 
 from gmf_edge.artifact import new_folder
 from gmf_edge.bench.compare import compare_engines, refused
-from gmf_edge.bundle import REPORT, Bundle, open_bundle, require_replaceable, seal
+from gmf_edge.bundle import REPORT, open_bundle, require_replaceable
 from gmf_edge.deploy import Result, deploy_in_place, open_engine
 from gmf_edge.engines.choose import choose_backend
 from gmf_edge.engines.protocol import Progress, silent
 from gmf_edge.prepare import write_bundle
 from gmf_edge.prepare.source import SourceModel, load_source
+from gmf_edge.report import seal_with_page
 from gmf_edge.scratch import scratch_folder
 from gmf_edge.spec import BuildSpec, Precision
 from gmf_edge.verify.report import write_report
@@ -107,12 +108,14 @@ def _better(int8: Result, other: Result, spec: BuildSpec, source: SourceModel, f
             key: alternative.report[key] for key in ("precision", "passed", "reason", "parity", "latency", "plugin", "choice")
         },
     }
+    request = open_bundle(folder).manifest.request
     if not int8_delivered:
         for path in folder.iterdir():
             path.unlink()
         for path in delivered.folder.iterdir():
             shutil.copyfile(path, folder / path.name)
-    manifest = open_bundle(delivered.folder).manifest
+    # asked for was INT8, whatever was delivered
+    manifest = replace(open_bundle(delivered.folder).manifest, request=request)
     write_report(report, folder / REPORT)
-    bundle: Bundle = seal(folder, manifest)
+    bundle = seal_with_page(folder, manifest, report)
     return Result(bundle.folder, bool(report["passed"]), str(report["reason"]), report)

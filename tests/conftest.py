@@ -20,6 +20,7 @@ import pytest
 
 import gmf_edge
 from gmf_edge.artifact import cache_root
+from gmf_edge.spec import SizeRange, Task
 
 # graph_tools.py is imported by name
 sys.path.append(str(Path(__file__).parent))
@@ -90,6 +91,25 @@ def pico_fp32(pico_export: Path, made_once: Callable[[str, Callable[[Path], obje
     """The packaged model built at FP32 for ONNX Runtime. Copy it before changing it."""
     spec = gmf_edge.BuildSpec(precision=gmf_edge.Precision.FP32, backend="onnxruntime")
     return made_once("pico-fp32", lambda folder: gmf_edge.build(spec, folder))
+
+
+@pytest.fixture(scope="session")
+def backbone_spec() -> gmf_edge.BuildSpec:
+    """The request of pico_backbone."""
+    return gmf_edge.BuildSpec(
+        precision=gmf_edge.Precision.FP16,
+        task=Task.FEATURES,
+        sizes=SizeRange((32, 64), (64, 64), (64, 96)),
+        profile=gmf_edge.BatchProfile(1, 1, 2),
+        backend="onnxruntime",
+    )
+
+
+@pytest.fixture(scope="session")
+def pico_backbone(backbone_spec: gmf_edge.BuildSpec, made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """The packaged model's backbone built at FP16 for ONNX Runtime, for several image sizes. Copy it before changing it."""
+    pytest.importorskip("torch")
+    return made_once("pico-backbone", lambda folder: gmf_edge.build(backbone_spec, folder))
 
 
 @pytest.fixture(scope="session")

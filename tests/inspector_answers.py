@@ -26,6 +26,7 @@ from typing import Any
 _TYPES = {
     "fp32": ("Row major linear FP32", "Float", "f32f32"),
     "fp16": ("Row major linear FP16 format", "Half", "f16f16"),
+    "bf16": ("Row major linear BFloat16 format", "BFloat16", "bf16bf16"),
     "int8": ("Thirty-two wide channel vectorized row major Int8 format", "Int8", "i8i8"),
 }
 
@@ -41,7 +42,7 @@ def tactic_of(precision: str) -> str:
     rest = (
         "i8i32_f32_tn_n_tilesize256x64x64_stage3"
         if precision == "int8"
-        else f"{operands}_{operands[:3]}_nn_n_tilesize32x32x64_stage6"
+        else f"{operands}_{operands[: len(operands) // 2]}_nn_n_tilesize32x32x64_stage6"
     )
     return f"sm80_xmma_gemm_{operands}_{rest}_warpsize2x2x1_tensor16x8x{32 if precision == 'int8' else 16}"
 
@@ -107,7 +108,7 @@ def engine_answer(
     """
     first = stem or ("fp16" if products == "int8" else products)
     old = version.startswith("8.")
-    conv_type = {"fp32": "Float", "fp16": "Half", "int8": "Int8"}[first]
+    conv_type = {"fp32": "Float", "fp16": "Half", "bf16": "BFloat16", "int8": "Int8"}[first]
     layers = [
         layer(
             version, "Reformatting CopyNode for Input Tensor 0 to stem/Conv", "Reformat", ["fp32"], [first], names=("images", "r")
@@ -123,7 +124,7 @@ def engine_answer(
             Weights={"Type": conv_type, "Count": 1080},
         ),
     ]
-    floating = "fp16" if products != "fp32" else "fp32"
+    floating = "fp16" if products == "int8" else products
     if not old:
         layers.insert(0, layer(version, "__mye780_0_myl0_0", "shape_call", [], []))
     for block in range(blocks):

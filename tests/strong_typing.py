@@ -27,6 +27,7 @@ from torch.nn import functional
 TYPES = {
     onnx_ir.DataType.FLOAT: torch.float32,
     onnx_ir.DataType.FLOAT16: torch.float16,
+    onnx_ir.DataType.BFLOAT16: torch.bfloat16,
     onnx_ir.DataType.INT8: torch.int8,
 }
 
@@ -196,4 +197,8 @@ ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
 
 def _tensor(value: onnx_ir.Value) -> Tensor:
     assert value.const_value is not None
-    return torch.from_numpy(value.const_value.numpy().copy())
+    array = value.const_value.numpy().copy()
+    if value.dtype == onnx_ir.DataType.BFLOAT16:
+        # NumPy's BF16 is an extension that PyTorch does not read: by its bits
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

@@ -20,12 +20,13 @@ REPOSITORY = PACKAGE.parent
 # bottom first. engines/protocol.py is what the rest of the device half may know of backends, so it lies below the rooms
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("ops", "image", "scratch"),
+    ("ops", "image", "scratch", "sizes"),
     ("spec", "artifact", "cpu", "weights", "imageset"),
     ("engines.protocol",),
     ("model", "rewrite", "parsers", "precision", "kernels", "engines", "bundle"),
     ("verify", "bench"),
-    ("prepare", "deploy", "report", "package"),
+    ("report",),
+    ("prepare", "deploy", "package"),
     ("pipeline",),
     ("doctor",),
     ("cli",),

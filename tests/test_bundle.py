@@ -20,12 +20,15 @@ FILES = (
     "golden.npz",
     "labels.txt",
     "manifest.json",
+    "measurements.npz",
     "plugin-opset17.onnx",
     "plugin.onnx",
     "portable-opset17.onnx",
     "portable.onnx",
     "reference.npz",
+    "report.html",
     "report.json",
+    "reproduce.sh",
     "weights.bin",
 )
 Copy = Callable[[Path], Path]
@@ -197,7 +200,9 @@ def test_before_deployment_there_is_no_report(pico_export: Path) -> None:
     bundle = open_bundle(pico_export)
     assert bundle.report is None
     assert bundle.manifest.engine_files == ()
-    assert sorted([*bundle.manifest.files, MANIFEST]) == [name for name in FILES if name != "report.json"]
+    assert sorted([*bundle.manifest.files, MANIFEST]) == [
+        name for name in FILES if name not in ("report.json", "report.html", "measurements.npz")
+    ]
 
 
 def test_untrained_weights_are_said_in_the_manifest(odd_pico: Any) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 
 from gmf_edge.bench.device import device_state, state_notes
 from gmf_edge.bench.median import median_interval
-from gmf_edge.engines.protocol import Engine, FloatArray, Progress, silent
+from gmf_edge.engines.protocol import Engine, FloatArray, Progress, inference_of, silent
 from gmf_edge.errors import SpecError
 from gmf_edge.spec import BatchProfile
 
@@ -186,13 +186,13 @@ def compare_engines(
     progress(None, f"timing {names[0]} against {names[1]} at batch {profile.opt}, {timer.measure}")
     timer.warm_up(profile.opt, (gpu_plan if timer.on_gpu else cpu_plan).warmup_s)
     before = device_state() if timer.on_gpu else None
-    batches = [timer.compare(profile.opt, margin, gpu_plan if timer.on_gpu else cpu_plan)]
+    batches = [timer.compare(profile.opt, margin, gpu_plan if timer.on_gpu else cpu_plan, progress)]
     after = device_state() if timer.on_gpu else None
     for batch in profile.sizes if timer.on_gpu else ():
         if batch != profile.opt:
             progress(None, f"timing {names[0]} against {names[1]} at batch {batch}")
             timer.warm_up(batch, gpu_glance.warmup_s)
-            batches.append(timer.compare(batch, margin, gpu_glance))
+            batches.append(timer.compare(batch, margin, gpu_glance, progress))
     decisive, *others = batches
     end = device_state() if others else after
     found = [
@@ -305,7 +305,7 @@ class _Timer:
 
     def _host_ms(self, engine: Engine, images: FloatArray) -> float:
         before = self.clock()
-        engine.infer(images)
+        inference_of(engine)(images)
         return (self.clock() - before) * 1000
 
     def _times_ms(self, engine: Engine, images: FloatArray, calls: int) -> list[float]:
@@ -329,7 +329,7 @@ class _Timer:
                 if self.clock() >= end:
                     break
 
-    def compare(self, batch: int, margin: float, plan: TimingPlan) -> BatchComparison:
+    def compare(self, batch: int, margin: float, plan: TimingPlan, progress: Progress) -> BatchComparison:
         """Rounds at one batch size until the answer is clear or the plan's time is over."""
         images = self._images(batch)
         calls = self._calls_a_block(images, plan)
@@ -349,6 +349,10 @@ class _Timer:
                 first_ms.append(self._block_ms(first, images, calls, plan.pause_s))
                 # a clock too coarse for the work would divide by zero
                 ratios.append(sum(baseline_ms[-2:]) / max(sum(candidate_ms[-2:]), 1e-9))
+                # both are wanted, or the whole budget
+                done = min(len(ratios) / wanted, (self.clock() - start) / seconds if seconds > 0 else 1.0)
+                done = max(done, (self.clock() - start) / plan.budget_s if plan.budget_s > 0 else 0.0)
+                progress(min(done, 1.0), f"timing at batch {batch}, round {len(ratios)}")
             interval = median_interval(ratios, CONFIDENCE)
             answer = YES if interval.low >= margin else NO if interval.high < margin else UNCLEAR
             if answer != UNCLEAR or self.clock() - start >= plan.budget_s:

@@ -13,7 +13,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,26 +97,11 @@ def reason_names(bits: int) -> list[str]:
 
 
 def _by_nvml() -> dict[str, Any] | None:
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:  # no driver, or one without NVML
-        return None
-
-    def ask(name: str, *arguments: Any) -> Any:
-        """None for what this device or this version does not tell."""
-        try:
-            return getattr(pynvml, name)(*arguments)
-        except (pynvml.NVMLError, AttributeError):
-            return None
-
-    try:
-        device = _nvml_handle(ask)
+    with nvml_device() as (ask, device):
         if device is None:
             return None
+        import pynvml
+
         power = ask("nvmlDeviceGetPowerUsage", device)  # milliwatts
         bits = ask("nvmlDeviceGetCurrentClocksEventReasons", device)
         if bits is None:
@@ -133,6 +118,32 @@ def _by_nvml() -> dict[str, Any] | None:
             "performance_state": None if state is None else f"P{state}",
             "throttle_reasons": None if bits is None else reason_names(bits),
         }
+
+
+@contextlib.contextmanager
+def nvml_device() -> Iterator[tuple[Callable[..., Any], Any]]:
+    """(ask, device): NVML's handle of the GPU that this process uses, None where there is none; ask(function, ...) is None for what it does
+    not tell."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except ImportError:
+        yield lambda *_: None, None
+        return
+    except pynvml.NVMLError:  # no driver, or one without NVML
+        yield lambda *_: None, None
+        return
+
+    def ask(name: str, *arguments: Any) -> Any:
+        """None for what this device or this version does not tell."""
+        try:
+            return getattr(pynvml, name)(*arguments)
+        except (pynvml.NVMLError, AttributeError):
+            return None
+
+    try:
+        yield ask, _nvml_handle(ask)
     finally:
         with contextlib.suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
@@ -187,7 +198,7 @@ def _by_sysfs() -> dict[str, Any] | None:
         "sm_clock_mhz": None if hertz is None else hertz / 1e6,
         "max_sm_clock_mhz": None if most_hertz is None else most_hertz / 1e6,
         "memory_clock_mhz": None,  # debugfs has it, for root alone
-        "power_w": _rail_watts(),
+        "power_w": rail_watts(),
         "temperature_c": None if millidegrees is None else millidegrees / 1000,
         "performance_state": None,
         "throttle_reasons": None,
@@ -195,8 +206,8 @@ def _by_sysfs() -> dict[str, Any] | None:
     }
 
 
-def _rail_watts() -> float | None:
-    """Of the rail that feeds the GPU, by the board's ina3221: VDD_GPU_SOC, VDD_CPU_GPU_CV or VDD_GPU."""
+def rail_watts() -> float | None:
+    """Power of a Jetson's rail that feeds the GPU, by the board's ina3221: VDD_GPU_SOC, VDD_CPU_GPU_CV or VDD_GPU."""
     for label in sorted(SYSFS.glob("bus/i2c/drivers/ina3221/*/hwmon/hwmon*/in*_label")):
         if "GPU" in _content(label):
             channel = label.name.removeprefix("in").removesuffix("_label")

@@ -1,12 +1,14 @@
 """The command line: parse, one library call, print. The same calls work from Python.
 
 Results and the last line (PASSED or FAILED and why) go to standard output, progress and errors to standard error. Exit status: 0 done,
-1 failure, 2 usage, 3 accuracy, 4 environment, 128 and its number where a signal ended it (130 Ctrl-C, 143 SIGTERM).
+1 failure, 2 usage, 3 accuracy, 4 environment, 5 worse than what it was compared with, 128 and its number where a signal
+ended it (130 Ctrl-C, 143 SIGTERM).
 
 options    every option that several verbs share, once
 screen     what is printed
 signals    interruptions
-prepare deploy inspect kernels   the verbs
+summary    a result on one screen
+prepare deploy bench report inspect kernels package   the verbs (bench_screen and predictions: what some of them print)
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ from typing import Annotated, Any
 import typer
 
 from gmf_edge import __version__
-from gmf_edge.cli.deploy import bench, deploy, predict, verify
+from gmf_edge.cli.bench import bench, compare
+from gmf_edge.cli.deploy import deploy, predict, verify
 from gmf_edge.cli.grouped import grouped
 from gmf_edge.cli.inspect import doctor, inspect
 from gmf_edge.cli.kernels import compile_kernels
+from gmf_edge.cli.package import package
 from gmf_edge.cli.prepare import build, calibrate, export
-from gmf_edge.cli.screen import ResultOutsideGate, err, out, print_json
+from gmf_edge.cli.report import report
+from gmf_edge.cli.screen import RegressionShown, ResultOutsideGate, err, out, print_json, show_error
 from gmf_edge.cli.signals import Interrupted, interruptible
 from gmf_edge.errors import EnvironmentProblem, GmfEdgeError, SpecError
 
@@ -36,7 +41,6 @@ app = typer.Typer(
     name="gmf-edge",
     help="GroupMixFormer on real hardware: from a checkpoint to a verified, measured engine in one folder.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -69,6 +73,9 @@ for verb, settings in (
     (verify, None),
     (predict, None),
     (bench, None),
+    (compare, None),
+    (report, None),
+    (package, None),
     (inspect, None),
     (doctor, None),
 ):
@@ -129,7 +136,7 @@ def _as_ours(error: Exception) -> GmfEdgeError:
     """Any exception as an error with a remedy and the documented exit status."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else ""
     if isinstance(error, _CommandLineError):
-        return SpecError(error.format_message().rstrip("."), "see 'gmf-edge --help'")
+        return _usage_error(error)
     if isinstance(error, GmfEdgeError):
         return error
     if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
@@ -168,17 +175,19 @@ def _interrupted(interruption: Interrupted, as_json: bool) -> int:
 
 
 def _fail(error: GmfEdgeError, as_json: bool) -> int:
-    if isinstance(error, ResultOutsideGate):
+    if isinstance(error, ResultOutsideGate | RegressionShown):
         return error.exit_status
     if as_json:
         print_json({"error": error.problem, "remedy": error.remedy, "exit_status": error.exit_status})
         return error.exit_status
-    # one line each and printable, whatever is in a file's name
-    problem, remedy = (_one_line(text) for text in (error.problem, error.remedy))
-    err.print(f"error: {problem}", markup=False)
-    if remedy:
-        err.print(f"what to do: {remedy}", markup=False)
-    # standard output may be what cannot be written
+    # one line each and printable, whatever is in a file's name; and standard output may be what cannot be written
     with contextlib.suppress(OSError):
-        out.print(f"FAILED: {problem}", markup=False)
+        show_error(GmfEdgeError(_one_line(error.problem), _one_line(error.remedy)))
     return error.exit_status
+
+
+def _usage_error(error: Any) -> SpecError:
+    """What Click found wrong, and whose --help has more."""
+    path = error.ctx.command_path if error.ctx is not None else "gmf-edge"
+    problem = error.format_message().rstrip(".").replace("Value error, ", "")
+    return SpecError(problem, f"see '{path} --help'")

@@ -1,4 +1,4 @@
-"""Verbs of the device: deploy, verify, predict, bench."""
+"""Verbs of the device: deploy, verify, predict."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from gmf_edge.cli.options import EngineOptions, EvalData, Folder, MaxDrop, RunOptions, ScreenOptions
+from gmf_edge.cli.options import EngineOptions, EvalData, Folder, MaxDrop, ResultOptions, RunOptions, ScreenOptions
 from gmf_edge.cli.predictions import MOST_CLASSES, prediction_json, show_predictions
-from gmf_edge.cli.screen import out, print_json, progress_shown, show_latency, show_result
+from gmf_edge.cli.screen import out, print_json, progress_shown, show_result
 from gmf_edge.errors import DataError, SpecError
 
 
@@ -17,7 +17,7 @@ def deploy(
     context: typer.Context,
     folder: Folder,
     engine: EngineOptions,
-    screen: ScreenOptions,
+    screen: ResultOptions,
     eval_data: EvalData = None,
     max_drop: MaxDrop = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write here.", show_default="into the bundle")] = None,
@@ -42,13 +42,13 @@ def deploy(
             out=output,
             progress=progress,
         )
-    show_result(result, screen.as_json)
+    show_result(result, screen)
 
 
 def verify(
     folder: Folder,
     engine: RunOptions,
-    screen: ScreenOptions,
+    screen: ResultOptions,
     eval_data: EvalData = None,
     max_drop: MaxDrop = None,
 ) -> None:
@@ -64,7 +64,7 @@ def verify(
             max_drop_points=max_drop,
             progress=progress,
         )
-    show_result(result, screen.as_json)
+    show_result(result, screen, written=False)
 
 
 def predict(
@@ -103,35 +103,3 @@ def predict(
         raise DataError(
             f"{len(broken)} of {len(predictions)} pictures could not be read: {broken[0].problem}", "replace or remove them"
         )
-
-
-def bench(
-    folder: Folder,
-    engine: RunOptions,
-    screen: ScreenOptions,
-    batch: Annotated[list[int] | None, typer.Option(help="Batch size; may be repeated.", show_default="the profile's")] = None,
-    warm_up: Annotated[float, typer.Option("--warm-up", "--warmUp", help="Milliseconds of untimed inferences.")] = 200.0,
-    duration: Annotated[float, typer.Option(help="Seconds, at least.")] = 3.0,
-    iterations: Annotated[int, typer.Option(help="Timed inferences, at least.")] = 10,
-    percentile: Annotated[list[float] | None, typer.Option(help="May be repeated.", show_default="90, 95, 99")] = None,
-) -> None:
-    """Latency of a bundle's engine, by trtexec's conventions."""
-    from gmf_edge.deploy import bench_bundle
-
-    with progress_shown(screen) as progress:
-        latencies = bench_bundle(
-            folder,
-            batches=tuple(batch or ()),
-            backend=engine.backend.value,
-            options=engine.run_options,
-            warmup_ms=warm_up,
-            duration_s=duration,
-            iterations=iterations,
-            percentiles=tuple(percentile or (90.0, 95.0, 99.0)),
-            progress=progress,
-        )
-    values = [latency.to_json() for latency in latencies]
-    if screen.as_json:
-        print_json(values)
-    else:
-        show_latency(values)

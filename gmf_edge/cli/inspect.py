@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from gmf_edge.cli.options import AsJson
 from gmf_edge.cli.screen import out, print_json, show_bundle
+from gmf_edge.errors import EnvironmentProblem
+
+MARKS = {"ok": "green", "warning": "yellow", "missing": "red", "optional": "cyan"}
 
 
 def inspect(
@@ -36,15 +40,26 @@ def doctor(
     plugins: Annotated[str | None, typer.Option(help="A plugin library to try.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What this machine has, what it lacks, and what to do about it."""
-    from gmf_edge.doctor import examine
+    """What this machine has, what it lacks, and what to do about it. Status 4 where it can run no engine."""
+    from gmf_edge.doctor import examine, readiness
 
     findings = examine(plugins)
+    ready = readiness(findings)
     if as_json:
         print_json([asdict(finding) for finding in findings])
-        return
-    for finding in findings:
-        mark = {"ok": "ok     ", "warning": "warning", "missing": "missing"}[finding.state]
-        out.print(f"{mark}  {finding.subject}: {finding.detail}", markup=False)
-        if finding.remedy:
-            out.print(f"           {finding.remedy}", markup=False)
+    else:
+        for finding in findings:
+            mark = "optional" if finding.optional else finding.state
+            out.print(Text.assemble((f"{mark:<8}", MARKS[mark]), f"  {finding.subject}: {finding.detail}"))
+            if finding.remedy:
+                out.print(Text(f"            {finding.remedy}"))
+        out.print()
+        for what, why in ready.lacking.items():
+            out.print(Text(f"not ready for {what}: {why}", style=MARKS["optional" if ready.verbs else "missing"]))
+        if ready.verbs:
+            out.print(Text(f"ready for {', '.join(ready.verbs)}, with {' and '.join(ready.backends)}", style=MARKS["ok"]))
+    if not ready.verbs:
+        if as_json:
+            raise typer.Exit(EnvironmentProblem.exit_status)
+        lacking = next(found for found in reversed(findings) if found.state == "missing" and not found.optional)
+        raise EnvironmentProblem(f"{lacking.subject}: {lacking.detail}", lacking.remedy)

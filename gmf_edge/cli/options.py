@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ import typer
 
 from gmf_edge.engines.tensorrt.options import TrtexecRequest, options_from_trtexec
 from gmf_edge.errors import SpecError
-from gmf_edge.spec import BACKENDS, VARIANTS, BatchProfile, BuildSpec, Precision
+from gmf_edge.spec import BACKENDS, VARIANTS, BatchProfile, BuildSpec, Precision, SizeRange, Task
 
 
 class BackendName(str, Enum):
@@ -35,11 +36,19 @@ class VariantName(str, Enum):
     LARGE = "large"
 
 
+class TaskName(str, Enum):
+    """Choices of --task."""
+
+    CLASSIFY = "classify"
+    FEATURES = "features"
+
+
 class PrecisionName(str, Enum):
     """Choices of --precision."""
 
     FP32 = "fp32"
     FP16 = "fp16"
+    BF16 = "bf16"
     INT8 = "int8"
     AUTO = "auto"
 
@@ -67,6 +76,16 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; a
 Variant = Annotated[VariantName | None, typer.Option(help="Which GroupMixFormer.", show_default="the checkpoint's, else pico")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Weights: .pth or .safetensors.", show_default="packaged (pico) or random")]
 ImageSize = Annotated[str | None, typer.Option(help="Pixels, S or HxW, multiples of 32.", show_default="224, pico 64")]
+TaskChoice = Annotated[
+    TaskName, typer.Option("--task", help="What comes out: logits, or a backbone's maps of strides 4, 8, 16 and 32.")
+]
+DynamicSize = Annotated[
+    str | None,
+    typer.Option(
+        help="features: sizes that one engine takes, MIN..MAX such as 256..512 or 256x256..512x768; --image-size is what it is tuned for.",
+        show_default="--image-size alone",
+    ),
+]
 Classes = Annotated[
     int | None, typer.Option("--num-classes", help="Number of classes.", show_default="the checkpoint's, else 1000")
 ]
@@ -88,10 +107,11 @@ PrecisionChoice = Annotated[
 ]
 Fp32 = Annotated[bool, typer.Option("--fp32", help="The same as --precision fp32.")]
 Fp16 = Annotated[bool, typer.Option("--fp16", help="The same as --precision fp16.")]
+Bf16 = Annotated[bool, typer.Option("--bf16", help="The same as --precision bf16.")]
 Int8 = Annotated[bool, typer.Option("--int8", help="The same as --precision int8.")]
 MinBatch = Annotated[int, typer.Option(help="Smallest batch that will be served.")]
 OptBatch = Annotated[int, typer.Option(help="Batch to tune for.")]
-MaxBatch = Annotated[int, typer.Option(help="Largest batch that will be served.")]
+MaxBatch = Annotated[int | None, typer.Option(help="Largest batch that will be served.", show_default="8; features 1")]
 IoDtype = Annotated[str, typer.Option(help="Type of the graph's input and output: float32 or float16.")]
 PluginArch = Annotated[
     list[str] | None, typer.Option(help="Carry GPU kernels for this architecture in the plugin graphs, such as sm_87; repeatable.")
@@ -119,6 +139,7 @@ WorkspaceMib = Annotated[int | None, typer.Option(help="TensorRT: limit of scrat
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Results as one JSON object on standard output.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="All of the report, above its summary.")]
 
 
 @dataclass(frozen=True)
@@ -127,6 +148,13 @@ class ScreenOptions:
 
     quiet: Quiet = False
     as_json: AsJson = False
+
+
+@dataclass(frozen=True)
+class ResultOptions(ScreenOptions):
+    """What is printed of a result: what `build`, `deploy` and `verify` take."""
+
+    verbose: Verbose = False
 
 
 @dataclass(frozen=True)
@@ -142,6 +170,7 @@ class CalibrationOptions:
     calibration_data: CalibrationData = None
     calibration_images: CalibrationImages = 500
     recipe: RecipeName = "balanced"
+    task: TaskChoice = TaskName.CLASSIFY
 
     def calibration_spec(self) -> BuildSpec:
         """The request of `gmf-edge calibrate`.
@@ -160,6 +189,7 @@ class CalibrationOptions:
             calibration_data=self.calibration_data,
             calibration_images=self.calibration_images,
             recipe=self.recipe,
+            task=Task(self.task.value),
         )
 
 
@@ -170,18 +200,20 @@ class BundleOptions(CalibrationOptions):
     precision: PrecisionChoice = PrecisionName.FP32
     fp32: Fp32 = False
     fp16: Fp16 = False
+    bf16: Bf16 = False
     int8: Int8 = False
     ranges: RangesFile = None
     budget_minutes: BudgetMinutes = 30.0
     io_dtype: IoDtype = "float32"
     min_batch: MinBatch = 1
     opt_batch: OptBatch = 1
-    max_batch: MaxBatch = 8
+    max_batch: MaxBatch = None
     plugin_arch: PluginArch = None
     labels: Labels = None
     eval_data: EvalData = None
     eval_images: EvalImages = None
     max_drop: MaxDrop = None
+    dynamic_size: DynamicSize = None
 
     def spec(self, backend: BackendName = BackendName.AUTO, keep_int8: bool = False) -> BuildSpec:
         """The request.
@@ -190,14 +222,15 @@ class BundleOptions(CalibrationOptions):
             SpecError: two precisions, or nonsense.
         """
         precision = self._precision_name()
+        image_size = None if self.image_size is None else parse_size(self.image_size)
         return BuildSpec(
             precision=Precision.INT8 if precision is PrecisionName.AUTO else Precision(precision.value),
             auto=precision is PrecisionName.AUTO,
             variant=None if self.variant is None else self.variant.value,
             checkpoint=self.checkpoint,
-            image_size=None if self.image_size is None else parse_size(self.image_size),
+            image_size=image_size,
             num_classes=self.num_classes,
-            profile=BatchProfile(self.min_batch, self.opt_batch, self.max_batch),
+            profile=BatchProfile(self.min_batch, self.opt_batch, self._largest_batch()),
             backend=backend.value,
             io_dtype=self.io_dtype,
             labels=self.labels,
@@ -213,15 +246,31 @@ class BundleOptions(CalibrationOptions):
             budget_minutes=self.budget_minutes,
             keep_int8=keep_int8,
             plugin_archs=tuple(self.plugin_arch or ()),
+            task=Task(self.task.value),
+            sizes=None if self.dynamic_size is None else parse_range(self.dynamic_size, image_size),
         )
 
+    def _largest_batch(self) -> int:
+        """Eight images of a classifier; one of a backbone, whose images are large, or as many as the others need."""
+        if self.max_batch is not None:
+            return self.max_batch
+        return 8 if self.task is TaskName.CLASSIFY else max(self.min_batch, self.opt_batch)
+
     def _precision_name(self) -> PrecisionName:
-        flags = {PrecisionName.FP32: self.fp32, PrecisionName.FP16: self.fp16, PrecisionName.INT8: self.int8}
+        flags = {
+            PrecisionName.FP32: self.fp32,
+            PrecisionName.FP16: self.fp16,
+            PrecisionName.BF16: self.bf16,
+            PrecisionName.INT8: self.int8,
+        }
         names = {name for name, is_set in flags.items() if is_set}
         if self.precision is not PrecisionName.FP32:
             names.add(self.precision)
         if len(names) > 1:
-            raise SpecError(f"two precisions were asked for: {' and '.join(sorted(name.value for name in names))}", "give one")
+            raise SpecError(
+                f"two precisions were asked for: {' and '.join(sorted(name.value for name in names))}",
+                "give one of --precision, --fp32, --fp16 and --int8",
+            )
         return next(iter(names), PrecisionName.FP32)
 
 
@@ -253,7 +302,10 @@ class EngineOptions(RunOptions):
         Raises:
             SpecError: an option that trtexec does not have, or that means nothing for a build.
         """
-        request = options_from_trtexec(trtexec)
+        try:
+            request = options_from_trtexec(trtexec)
+        except SpecError as error:
+            raise _misspelt(trtexec) or error from None
         if request.bench:
             raise SpecError(
                 f"{', '.join(sorted(request.bench))}: a build measures with fixed settings", "use 'gmf-edge bench' for others"
@@ -264,6 +316,20 @@ class EngineOptions(RunOptions):
         return replace(request, options={**request.options, **own, **self.run_options})
 
 
+def _misspelt(trtexec: Sequence[str]) -> SpecError | None:
+    """About an option that looks like a slip of one of our own rather than one of trtexec's."""
+    own = [
+        f"--{field.name.replace('_', '-')}" for group in (BundleOptions, EngineOptions, ResultOptions) for field in fields(group)
+    ]
+    own += ["--json", "--output", "--keep-int8"]
+    for argument in trtexec:
+        name = argument.partition("=")[0]
+        near = get_close_matches(name, own, n=1, cutoff=0.8)
+        if name.startswith("--") and near:
+            return SpecError(f"there is no option {name}", f"did you mean {near[0]}?")
+    return None
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """(H, W) of "224" or "256x192".
 
@@ -272,5 +338,18 @@ def parse_size(text: str) -> tuple[int, int]:
     """
     parts = text.lower().split("x")
     if not 1 <= len(parts) <= 2 or not all(part.isdigit() for part in parts):
-        raise SpecError(f"cannot read the image size {text!r}", "write it as 224, or as HxW such as 256x192")
+        raise SpecError(f"cannot read the image size {text!r}", "give --image-size as 224, or as HxW such as 256x192")
     return int(parts[0]), int(parts[-1])
+
+
+def parse_range(text: str, image_size: tuple[int, int] | None) -> SizeRange:
+    """Image sizes of "256..512" or "256x256..512x768", tuned for image_size, or for the largest where that is None.
+
+    Raises:
+        SpecError: another form, no multiples of 32, or out of order.
+    """
+    low, dots, high = text.partition("..")
+    if not dots:
+        raise SpecError(f"cannot read the image sizes {text!r}", "write them as MIN..MAX, such as 256..512 or 256x256..512x768")
+    smallest, largest = parse_size(low), parse_size(high)
+    return SizeRange(smallest, image_size or largest, largest)

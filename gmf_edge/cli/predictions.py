@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from gmf_edge.cli.screen import out
+from gmf_edge.cli.screen import out, show_table
 
 if TYPE_CHECKING:
     from gmf_edge.deploy import Prediction
@@ -41,7 +41,7 @@ def show_predictions(predictions: Sequence[Prediction], top: int | None) -> None
         for found in predictions:
             name, share = found.classes[0] if found.classes else (f"not read: {found.problem}", None)
             table.add_row(_escaped(found.image), _escaped(name), "" if share is None else f"{100 * share:.2f}", *found.ids[:1])
-        out.print(table)
+        show_table(table)
         return
     for found in predictions:
         out.print(found.image, markup=False)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gmf_edge.cli.options import BundleOptions, CalibrationOptions, EngineOptions, Output, ScreenOptions
+from gmf_edge.cli.options import BundleOptions, CalibrationOptions, EngineOptions, Output, ResultOptions, ScreenOptions
 from gmf_edge.cli.screen import out, print_json, progress_shown, show_files, show_result
 
 KeepInt8 = Annotated[bool, typer.Option("--keep-int8", help="Deliver INT8 although it is no faster on this machine.")]
@@ -18,7 +18,7 @@ def build(
     context: typer.Context,
     request: BundleOptions,
     engine: EngineOptions,
-    screen: ScreenOptions,
+    screen: ResultOptions,
     keep_int8: KeepInt8 = False,
     output: Output = Path("out/bundle"),
 ) -> None:
@@ -30,11 +30,16 @@ def build(
 
     spec = request.spec(engine.backend, keep_int8)
     trtexec = engine.request(context.args)
-    given = {"profile": trtexec.profile, "image_size": trtexec.image_size, "precision": trtexec.precision}
+    given = {
+        "profile": trtexec.profile,
+        "image_size": trtexec.image_size,
+        "sizes": trtexec.sizes,
+        "precision": trtexec.precision,
+    }
     spec = replace(spec, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     with progress_shown(screen) as progress:
         result = build_bundle(spec, output, use_plugin=not engine.no_plugin, options=trtexec.options, progress=progress)
-    show_result(result, screen.as_json)
+    show_result(result, screen)
 
 
 def export(request: BundleOptions, screen: ScreenOptions, output: Output = Path("out/bundle")) -> None:

@@ -15,7 +15,7 @@ from gmf_edge.bundle import GOLDEN, Bundle
 from gmf_edge.deploy.plugin_trial import LIMIT_BUILDS, LIMIT_S, TrialJob, try_plugin, without_plugin
 from gmf_edge.engines.protocol import Backend, EngineRequest, Progress
 from gmf_edge.errors import EngineError
-from gmf_edge.spec import Gate
+from gmf_edge.spec import Gate, MapGate
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class BuiltEngine:
 
 
 def build_engines(
-    backend: Backend, request: EngineRequest, bundle: Bundle, gate: Gate, scratch: Path, progress: Progress
+    backend: Backend, request: EngineRequest, bundle: Bundle, gate: Gate | MapGate, scratch: Path, progress: Progress
 ) -> tuple[list[BuiltEngine], dict[str, Any] | None]:
     """Build the engines that may be delivered, the preferred one first.
 

@@ -14,8 +14,6 @@ from gmf_edge.errors import SpecError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from gmf_edge.deploy.prediction import Prediction
-
 # a copy is for looking at: no longer than this, and wide enough for a line of text
 LONGEST_SIDE_PIXELS, NARROWEST_PIXELS = 1024, 320
 TEXT_PIXELS, MARGIN_PIXELS = 18, 8
@@ -31,11 +29,12 @@ def require_new(folder: Path) -> None:
         raise SpecError(f"--save {folder} exists already", "name a new folder, or remove this one")
 
 
-def save_captioned(pictures: Sequence[Picture], predictions: Sequence[Prediction], folder: Path) -> None:
-    """Write a PNG of each picture that was classified into a new folder.
+def save_captioned(pictures: Sequence[Picture], captions: Sequence[Sequence[str]], folder: Path) -> None:
+    """Write a PNG of each picture that has a caption into a new folder.
 
     Args:
-        pictures, predictions: of the same pictures, in the same order.
+        pictures: in the order of the captions.
+        captions: the lines below each; no lines for a picture that could not be read.
         folder: see require_new.
 
     Raises:
@@ -45,10 +44,10 @@ def save_captioned(pictures: Sequence[Picture], predictions: Sequence[Prediction
 
     width = len(str(len(pictures)))
     with new_folder(folder, replace=False) as temporary:
-        for number, (picture, prediction) in enumerate(zip(pictures, predictions, strict=True), start=1):
-            if prediction.problem is not None:
+        for number, (picture, lines) in enumerate(zip(pictures, captions, strict=True), start=1):
+            if not lines:
                 continue
-            image = captioned(rgb_image(picture.content, picture.name, upright=True), prediction)
+            image = captioned(rgb_image(picture.content, picture.name, upright=True), lines)
             # numbered, because pictures of two folders may have one name
             stem = re.sub(r"[^\w.-]+", "_", Path(picture.name).stem)[:80]
             path = temporary / f"{number:0{width}}-{stem}.png"
@@ -58,8 +57,8 @@ def save_captioned(pictures: Sequence[Picture], predictions: Sequence[Prediction
                 raise write_failure(folder, error) from error
 
 
-def captioned(image: Image.Image, prediction: Prediction) -> Image.Image:
-    """The RGB picture, scaled down where it is large, over one line a class."""
+def captioned(image: Image.Image, lines: Sequence[str]) -> Image.Image:
+    """The RGB picture, scaled down where it is large, over lines of text."""
     from PIL import Image, ImageDraw, ImageFont
 
     image = image.copy()
@@ -68,7 +67,6 @@ def captioned(image: Image.Image, prediction: Prediction) -> Image.Image:
         font = ImageFont.load_default(TEXT_PIXELS)
     except (TypeError, ImportError):  # Pillow before 10.1, or without FreeType: its one small font
         font = ImageFont.load_default()
-    lines = [f"{100 * probability:5.1f} %  {name}" for name, probability in prediction.classes]
     line_pixels = TEXT_PIXELS + MARGIN_PIXELS // 2
     width = max(image.width, NARROWEST_PIXELS)
     page = Image.new("RGB", (width, image.height + 2 * MARGIN_PIXELS + line_pixels * len(lines)), "white")

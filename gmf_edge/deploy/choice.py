@@ -16,14 +16,12 @@ from gmf_edge.bundle import GOLDEN, Bundle
 from gmf_edge.deploy.build import BuiltEngine
 from gmf_edge.engines.protocol import Backend, Engine, EngineRequest, Progress
 from gmf_edge.errors import GmfEdgeError
-from gmf_edge.spec import Gate
-from gmf_edge.verify.batches import prove_batches
-from gmf_edge.verify.golden import Golden
-from gmf_edge.verify.judge import batches_failure
+from gmf_edge.spec import Gate, MapGate
+from gmf_edge.verify.proof import golden_failure
 
 
 def engines_by_speed(
-    contenders: Sequence[tuple[Backend, EngineRequest]], bundle: Bundle, gate: Gate, scratch: Path, progress: Progress
+    contenders: Sequence[tuple[Backend, EngineRequest]], bundle: Bundle, gate: Gate | MapGate, scratch: Path, progress: Progress
 ) -> tuple[list[BuiltEngine], dict[str, Any]]:
     """Build them all, the fastest within the gate first.
 
@@ -46,7 +44,6 @@ def engines_by_speed(
     opened: list[tuple[str, Engine]] = []
     rows: dict[str, dict[str, Any]] = {}
     errors: list[GmfEdgeError] = []
-    golden = Golden.load(bundle.path(GOLDEN))
     profile = bundle.manifest.profile
     with ExitStack() as stack:
         for number, (backend, request) in enumerate(contenders):
@@ -58,7 +55,7 @@ def engines_by_speed(
             try:
                 files = backend.build(request, folder, progress)
                 engine = stack.enter_context(backend.open(request, folder, files))
-                failure = batches_failure(prove_batches(engine, golden.images, golden.logits, [profile.max], progress), gate)
+                failure = golden_failure(engine, bundle.path(GOLDEN), [profile.max], gate, progress)
                 facts = engine.facts
             except GmfEdgeError as error:
                 errors.append(error)

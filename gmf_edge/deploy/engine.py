@@ -11,9 +11,7 @@ from gmf_edge.engines.choose import choose_backend
 from gmf_edge.engines.protocol import Engine, EngineRequest, Progress
 from gmf_edge.errors import BundleError, EngineError
 from gmf_edge.scratch import scratch_folder
-from gmf_edge.verify.batches import prove_batches
-from gmf_edge.verify.golden import Golden
-from gmf_edge.verify.judge import batches_failure
+from gmf_edge.verify.proof import golden_failure
 
 
 def engine_request(bundle: Bundle, use_plugin: bool, options: Mapping[str, Any]) -> EngineRequest:
@@ -28,6 +26,8 @@ def engine_request(bundle: Bundle, use_plugin: bool, options: Mapping[str, Any])
         quantised_layers=tuple(manifest.lowering.get("int8", {}).get("layers", ())),
         use_plugin=use_plugin,
         options=options,
+        sizes=manifest.sizes,
+        task=manifest.model.task,
     )
 
 
@@ -95,9 +95,7 @@ def _prove_refit(engine: Engine, bundle: Bundle) -> None:
     """
     if not engine.facts.refitted:
         return
-    golden = Golden.load(bundle.path(GOLDEN))
-    numerics = prove_batches(engine, golden.images, golden.logits, bundle.manifest.profile.sizes)
-    failure = batches_failure(numerics, bundle.manifest.gate)
+    failure = golden_failure(engine, bundle.path(GOLDEN), bundle.manifest.profile.sizes, bundle.manifest.gate)
     if failure is not None:
         raise EngineError(
             f"the engine of {bundle.folder} is wrong with its weights put back: {failure}", "deploy again without --stripWeights"

@@ -16,9 +16,7 @@ from gmf_edge.deploy.plugin_trial import ANSWER, JOB, NAMES, PLUGIN_MARGIN, PROG
 from gmf_edge.engines.choose import backend_named
 from gmf_edge.engines.protocol import Progress
 from gmf_edge.errors import GmfEdgeError
-from gmf_edge.verify.batches import prove_batches
-from gmf_edge.verify.golden import Golden
-from gmf_edge.verify.judge import batches_failure
+from gmf_edge.verify.proof import golden_failure
 
 
 def plugin_answer(job: TrialJob, progress: Progress) -> dict[str, Any]:
@@ -29,11 +27,10 @@ def plugin_answer(job: TrialJob, progress: Progress) -> dict[str, Any]:
     """
     backend = backend_named(job.backend)
     files = backend.build(job.request, job.out, progress)
-    golden = Golden.load(job.golden)
     profile = job.request.profile
     with ExitStack() as stack:
         engine = stack.enter_context(backend.open(job.request, job.out, files))
-        failure = batches_failure(prove_batches(engine, golden.images, golden.logits, profile.sizes, progress), job.gate)
+        failure = golden_failure(engine, job.golden, profile.sizes, job.gate, progress)
         if failure is not None:
             return {"files": files, "comparison": refused(NAMES, f"{NAMES[0]} is wrong {failure}", PLUGIN_MARGIN).to_json()}
         portable = stack.enter_context(backend.open(job.portable_request, job.portable_folder, job.portable_files))

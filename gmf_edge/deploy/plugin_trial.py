@@ -23,7 +23,7 @@ from typing import Any
 import gmf_edge
 from gmf_edge.bench.compare import refused
 from gmf_edge.engines.protocol import EngineRequest, Graphs, Progress
-from gmf_edge.spec import BatchProfile, Gate, Precision
+from gmf_edge.spec import BatchProfile, Gate, MapGate, Precision, SizeRange, Task
 
 COMMAND = (sys.executable or "python3", "-m", "gmf_edge.deploy.plugin_process")
 # a library that has to travel must be worth it
@@ -54,7 +54,7 @@ class TrialJob:
     portable_folder: Path
     portable_files: tuple[str, ...]
     golden: Path
-    gate: Gate
+    gate: Gate | MapGate
     out: Path
 
     @property
@@ -75,6 +75,8 @@ class TrialJob:
                 "fp32_islands": list(request.fp32_islands),
                 "quantised_layers": list(request.quantised_layers),
                 "use_plugin": request.use_plugin,
+                "sizes": None if request.sizes is None else request.sizes.to_json(),
+                "task": request.task.value,
                 "options": {name: str(value) if isinstance(value, Path) else value for name, value in request.options.items()},
             },
             "portable": [str(self.portable_folder), list(self.portable_files)],
@@ -100,11 +102,13 @@ class TrialJob:
                 quantised_layers=tuple(request["quantised_layers"]),
                 use_plugin=request["use_plugin"],
                 options=request["options"],
+                sizes=SizeRange.from_json(request["sizes"]),
+                task=Task(request["task"]),
             ),
             portable_folder=Path(values["portable"][0]),
             portable_files=tuple(values["portable"][1]),
             golden=Path(values["golden"]),
-            gate=Gate(**values["gate"]),
+            gate=(Gate if Task(request["task"]) is Task.CLASSIFY else MapGate)(**values["gate"]),
             out=Path(values["out"]),
         )
 

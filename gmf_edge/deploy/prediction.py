@@ -14,8 +14,8 @@ from gmf_edge.bundle import open_bundle
 from gmf_edge.deploy.engine import open_or_build
 from gmf_edge.deploy.pictures import Picture, pictures_at
 from gmf_edge.engines.protocol import FloatArray, Progress, silent
-from gmf_edge.errors import DataError
-from gmf_edge.spec import BatchProfile
+from gmf_edge.errors import BundleError, DataError
+from gmf_edge.spec import BatchProfile, Task
 from gmf_edge.verify.inference import served_logits
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def predict(
         One prediction a picture, in their order. Of several pictures a broken one has a problem instead of classes.
 
     Raises:
+        BundleError: a backbone's bundle.
         DataError: the only picture cannot be read, or there is none.
         SpecError: `save` exists already.
         GmfEdgeError: see gmf_edge.errors.
@@ -73,6 +74,11 @@ def predict(
     from gmf_edge.deploy.captions import require_new, save_captioned
 
     bundle = open_bundle(folder)
+    if bundle.manifest.model.task is Task.FEATURES:
+        raise BundleError(
+            f"{folder} is a backbone: it gives the maps of four stages and knows no classes",
+            "feed Engine.infer_maps to a detector or segmenter (examples/feature_pyramid.py), or build with --task classify",
+        )
     manifest = bundle.manifest
     if save is not None:
         require_new(save)
@@ -95,7 +101,8 @@ def predict(
                     predictions.append(_ranked(name, next(logits), manifest.classes, manifest.class_ids, top))
             progress(len(predictions) / len(pictures), f"{len(predictions)} of {len(pictures)} pictures")
         if save is not None:
-            save_captioned(pictures, predictions, save)
+            captions = [[f"{100 * share:5.1f} %  {name}" for name, share in found.classes] for found in predictions]
+            save_captioned(pictures, captions, save)
     return predictions
 
 

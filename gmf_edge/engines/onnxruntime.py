@@ -2,7 +2,7 @@
 
 There is nothing to build. What is computed in which precision is not assumed from the graph but read from ONNX Runtime's own
 profile of one inference: on x86 it has no FP16 kernels for most ops, so an FP16 graph is stored and rounded in FP16 but computed in FP32,
-and the report says so.
+and the report says so. Of BF16 it has none that computes, and does not convert by itself: BF16 bundles carry a graph with the casts.
 """
 
 from __future__ import annotations
@@ -18,10 +18,20 @@ from typing import Any
 import numpy as np
 
 from gmf_edge.cpu import cpu_name, engine_threads
-from gmf_edge.engines.protocol import EngineFacts, EngineRequest, FloatArray, LayerRecord, Progress, silent
+from gmf_edge.engines.protocol import (
+    EngineFacts,
+    EngineRequest,
+    FloatArray,
+    LayerRecord,
+    Progress,
+    require_task,
+    silent,
+    wrong_images,
+)
+from gmf_edge.engines.trace import LayerRuns
 from gmf_edge.errors import EngineError, EnvironmentProblem, SpecError
 from gmf_edge.scratch import scratch_folder
-from gmf_edge.spec import OPSET_NEW, BatchProfile
+from gmf_edge.spec import LOGITS, OPSET_NEW, BatchProfile, SizeRange, Task
 
 NAME = "onnxruntime"
 OPTIONS = ("threads",)
@@ -45,7 +55,7 @@ WEIGHTED_KINDS = frozenset(
         "NchwcConv",
     ]
 )
-_TYPES = {"float": "fp32", "float16": "fp16", "int8": "int8", "uint8": "int8", "double": "fp64"}
+_TYPES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8", "double": "fp64"}
 
 
 class OnnxRuntimeBackend:
@@ -89,20 +99,32 @@ class OnnxRuntimeBackend:
         missing = self.missing()
         if missing is not None:
             raise EnvironmentProblem(missing, "pip install 'gmf-edge[onnxruntime]'")
-        # INT8 bundles carry a graph of their own for the CPU, see gmf_edge.precision.lower
+        # FP32, INT8 and BF16 bundles carry a graph of their own for the CPU, see gmf_edge.prepare.graphs
         form = "onnxruntime" if ("onnxruntime", OPSET_NEW) in request.graphs.files else "portable"
-        return OnnxRuntimeEngine(request.graphs.path(form, OPSET_NEW), request.profile, request.options.get("threads"), form)
+        return OnnxRuntimeEngine(
+            request.graphs.path(form, OPSET_NEW), request.profile, request.options.get("threads"), form, request.sizes
+        )
 
 
 class OnnxRuntimeEngine:
     """An ONNX Runtime session over one graph; see gmf_edge.engines.protocol.Engine."""
 
-    def __init__(self, graph: Path, profile: BatchProfile, threads: int | None = None, form: str = "portable") -> None:
-        self._graph, self._profile, self._asked_threads, self._form = graph, profile, threads, form
+    def __init__(
+        self,
+        graph: Path,
+        profile: BatchProfile,
+        threads: int | None = None,
+        form: str = "portable",
+        sizes: SizeRange | None = None,
+    ) -> None:
+        self._graph, self._profile, self._asked_threads, self._form, self._sizes = graph, profile, threads, form, sizes
         self._threads = engine_threads(threads)
         self._session: Any = self._new_session()
         image = self._session.get_inputs()[0]
-        self._input, self._shape = image.name, tuple(image.shape[1:])
+        self._input = image.name
+        # a graph of several sizes has names for its height and width
+        self._shape = (3, *(sizes.opt if sizes is not None else image.shape[2:]))
+        self._outputs = tuple(output.name for output in self._session.get_outputs())
         self._half = image.type == "tensor(float16)"
 
     def _new_session(self, profile_prefix: str | None = None) -> Any:
@@ -120,16 +142,35 @@ class OnnxRuntimeEngine:
             reason = str(error).splitlines()[0]
             raise EngineError(f"ONNX Runtime cannot open {self._graph}: {reason}", "export the bundle again") from error
 
+    @property
+    def task(self) -> Task:
+        """By the graph's outputs."""
+        return Task.CLASSIFY if self._outputs == (LOGITS,) else Task.FEATURES
+
     def infer(self, images: FloatArray) -> FloatArray:
         """Preprocessed images [B, 3, H, W], FP32 -> logits [B, classes], FP32.
 
         Raises:
-            EngineError: closed, wrong shape, or a batch size outside the profile.
+            EngineError: closed, wrong shape, a batch size outside the profile, or a backbone.
         """
+        require_task(self.task, Task.CLASSIFY)
+        return self._outputs_of(images)[LOGITS]
+
+    def infer_maps(self, images: FloatArray) -> Mapping[str, FloatArray]:
+        """Preprocessed images [B, 3, H, W], FP32 -> a backbone's maps by name, [B, C, H / stride, W / stride], FP32.
+
+        Raises:
+            EngineError: closed, wrong shape, a batch or image size outside the profile, or a classifier.
+        """
+        require_task(self.task, Task.FEATURES)
+        return self._outputs_of(images)
+
+    def _outputs_of(self, images: FloatArray) -> dict[str, FloatArray]:
         if self._session is None:
             raise EngineError("the engine is closed", "open it again")
-        if images.ndim != 4 or images.shape[1:] != self._shape:
-            raise EngineError(f"images of shape {images.shape}", f"give [batch, {', '.join(map(str, self._shape))}]")
+        wrong = wrong_images(images.shape, self._shape, self._sizes)
+        if wrong is not None:
+            raise wrong
         if not self._profile.min <= len(images) <= self._profile.max:
             raise EngineError(
                 f"batch size {len(images)} is outside the profile {self._profile.min}..{self._profile.max}",
@@ -140,17 +181,16 @@ class OnnxRuntimeEngine:
     def compute_times_ms(self, images: FloatArray, count: int) -> None:
         """None: on a CPU the host's clock is the engine's."""
 
-    def _run(self, session: Any, images: FloatArray) -> FloatArray:
+    def _run(self, session: Any, images: FloatArray) -> dict[str, FloatArray]:
         given = np.ascontiguousarray(images, np.float16 if self._half else np.float32)
         try:
-            (logits,) = session.run(None, {self._input: given})
+            found = session.run(None, {self._input: given})
         except Exception as error:  # see _new_session
             reason = str(error).splitlines()[0]
             raise EngineError(
                 f"ONNX Runtime failed at batch {len(images)}: {reason}", "use smaller batches or free memory"
             ) from error
-        result: FloatArray = logits.astype(np.float32, copy=False)
-        return result
+        return {name: output.astype(np.float32, copy=False) for name, output in zip(self._outputs, found, strict=True)}
 
     @functools.cached_property
     def facts(self) -> EngineFacts:
@@ -169,6 +209,11 @@ class OnnxRuntimeEngine:
                 "this CPU backend stores FP16 tensors and rounds to FP16 where it has no FP16 kernel to compute with; "
                 "its latency says nothing about FP16 on a GPU"
             )
+        if any(layer.precision == "bf16" for layer in layers):
+            notes.append(
+                "this CPU backend stores tensors and rounds them as BF16 and computes in FP32: it has no BF16 kernel that computes; "
+                "its latency says nothing about BF16 elsewhere"
+            )
         return EngineFacts(
             backend=NAME,
             version=ort.__version__,
@@ -182,22 +227,32 @@ class OnnxRuntimeEngine:
         )
 
     def _profiled_layers(self) -> list[LayerRecord]:
+        # the first inference allocates; the second is the one that is read
+        return [
+            LayerRecord(name, events[-1]["args"]["op_name"], _precision_of(events[-1]["args"]), events[-1]["dur"] / 1000)
+            for name, events in self._kernel_events(2).items()
+        ]
+
+    def layer_runs(self, runs: int) -> list[LayerRuns]:
+        """Each kernel's times in `runs` inferences at the opt batch size, in execution order: see gmf_edge.engines.trace."""
+        return [
+            LayerRuns(name, tuple(event["dur"] / 1000 for event in events[1:]))
+            for name, events in self._kernel_events(1 + runs).items()
+        ]
+
+    def _kernel_events(self, runs: int) -> dict[str, list[Mapping[str, Any]]]:
+        """Kernel -> its entry in ONNX Runtime's profile of each of `runs` inferences, the first of which allocates."""
         with scratch_folder() as folder:
             session = self._new_session(str(folder / "profile"))
             images = np.zeros((self._profile.opt, *self._shape), np.float32)
-            # the first inference allocates; the second is the one that is read
-            for _ in range(2):
+            for _ in range(runs):
                 self._run(session, images)
             events = json.loads(Path(session.end_profiling()).read_text())
-        kernels: dict[str, Mapping[str, Any]] = {
-            event["name"].removesuffix("_kernel_time"): event
-            for event in events
-            if event.get("cat") == "Node" and "_kernel_time" in event["name"]
-        }
-        return [
-            LayerRecord(name, event["args"]["op_name"], _precision_of(event["args"]), event["dur"] / 1000)
-            for name, event in kernels.items()
-        ]
+        kernels: dict[str, list[Mapping[str, Any]]] = {}
+        for event in events:
+            if event.get("cat") == "Node" and "_kernel_time" in event["name"]:
+                kernels.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event)
+        return kernels
 
     def close(self) -> None:
         """Release the session."""

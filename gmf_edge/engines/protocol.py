@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gmf_edge.spec import BatchProfile, Precision
+from gmf_edge.errors import EngineError
+from gmf_edge.spec import BatchProfile, Precision, SizeRange, Task, words_of_size
 
 FloatArray = NDArray[np.float32]
 # (fraction done 0..1 or None where unknown, what is going on)
@@ -49,7 +50,9 @@ class EngineRequest:
         graphs: the bundle's ONNX files.
         precision: what the graph was lowered to, and what the engine must prove that it runs.
         profile: batch sizes.
-        image_size: (H, W) in pixels.
+        image_size: (H, W) in pixels; what the engine is tuned for where it takes several.
+        sizes: the image sizes that it takes, or None for image_size alone.
+        task: what comes out.
         fp32_islands: names of layers that must stay FP32 (weakly typed builders need to be told).
         quantised_layers: ONNX node names of the layers that INT8 was asked for; the engine is held against them.
         use_plugin: whether the plugin form may be used.
@@ -64,6 +67,8 @@ class EngineRequest:
     quantised_layers: tuple[str, ...] = ()
     use_plugin: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
+    sizes: SizeRange | None = None
+    task: Task = Task.CLASSIFY
 
 
 @dataclass(frozen=True)
@@ -112,11 +117,22 @@ class Engine(Protocol):
     def facts(self) -> EngineFacts:
         """What it is."""
 
+    @property
+    def task(self) -> Task:
+        """What comes out: logits by infer, or maps by infer_maps."""
+
     def infer(self, images: FloatArray) -> FloatArray:
         """Preprocessed images [B, 3, H, W], FP32 -> logits [B, classes], FP32.
 
         Raises:
-            EngineError: wrong shape, or a batch size outside the profile.
+            EngineError: wrong shape, a batch size outside the profile, or a backbone.
+        """
+
+    def infer_maps(self, images: FloatArray) -> Mapping[str, FloatArray]:
+        """Preprocessed images [B, 3, H, W], FP32 -> a backbone's maps by the names of spec.MAPS, [B, C, H / stride, W / stride], FP32.
+
+        Raises:
+            EngineError: wrong shape, a batch or image size outside the profile, or a classifier.
         """
 
     def compute_times_ms(self, images: FloatArray, count: int) -> NDArray[np.float64] | None:
@@ -134,6 +150,58 @@ class Engine(Protocol):
     def __enter__(self) -> Engine: ...
 
     def __exit__(self, *exc: object) -> None: ...
+
+
+class LogitsOnly:
+    """What an engine that is always a classifier says of maps."""
+
+    task = Task.CLASSIFY
+
+    def infer_maps(self, images: FloatArray) -> Mapping[str, FloatArray]:
+        """Refused.
+
+        Raises:
+            EngineError: always.
+        """
+        require_task(self.task, Task.FEATURES)
+        return {}
+
+
+def inference_of(engine: Engine) -> Callable[[FloatArray], object]:
+    """What runs this engine, whatever comes out: infer or infer_maps."""
+    return engine.infer if engine.task is Task.CLASSIFY else engine.infer_maps
+
+
+def require_task(task: Task, wanted: Task) -> None:
+    """Refuse logits of a backbone and maps of a classifier.
+
+    Raises:
+        EngineError: they are two.
+    """
+    if task is not wanted and wanted is Task.CLASSIFY:
+        raise EngineError(
+            "this engine is a backbone: it gives maps and no logits", "call infer_maps, or build with --task classify"
+        )
+    if task is not wanted:
+        raise EngineError("this engine is a classifier: it gives logits and no maps", "call infer, or build with --task features")
+
+
+def wrong_images(shape: tuple[int, ...], image_shape: tuple[int, ...], sizes: SizeRange | None) -> EngineError | None:
+    """What is wrong with images of this shape, to be raised; None where an engine takes them, but for their batch size.
+
+    Args:
+        shape: of the images.
+        image_shape: (3, H, W) of an engine of one image size.
+        sizes: of an engine of several.
+    """
+    if sizes is None:
+        wanted = f"[batch, {', '.join(map(str, image_shape))}]"
+        fits = len(shape) == 4 and shape[1:] == image_shape
+    else:
+        low, high = words_of_size(sizes.min), words_of_size(sizes.max)
+        wanted = f"[batch, 3, H, W] with H and W multiples of 32, from {low} to {high}"
+        fits = len(shape) == 4 and shape[1] == 3 and sizes.includes((shape[2], shape[3]))
+    return None if fits else EngineError(f"images of shape {tuple(shape)}", f"give {wanted}")
 
 
 class Backend(Protocol):

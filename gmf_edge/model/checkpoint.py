@@ -11,9 +11,10 @@ from torch import Tensor
 
 from gmf_edge.artifact import sha256_of
 from gmf_edge.errors import CheckpointError, SpecError
+from gmf_edge.model.backbone_state import BACKBONE_PREFIX, backbone_state
 from gmf_edge.model.groupmixformer import GroupMixFormer
 from gmf_edge.model.state_dict import LISTED_NAMES, load_state, some_names, type_name
-from gmf_edge.spec import NUM_STAGES, VARIANTS, ModelSpec
+from gmf_edge.spec import NUM_STAGES, VARIANTS, ModelSpec, Task
 from gmf_edge.weights import WeightsOrigin
 
 DEFAULT_IMAGE_SIZE = (224, 224)
@@ -38,6 +39,7 @@ def infer_spec(
     image_size: tuple[int, int] = DEFAULT_IMAGE_SIZE,
     variant: str | None = None,
     num_classes: int | None = None,
+    task: Task = Task.CLASSIFY,
 ) -> ModelSpec:
     """The spec that a state dict's shapes tell, checked against what was asked.
 
@@ -46,6 +48,7 @@ def infer_spec(
         image_size: (H, W) in pixels; no shape depends on it.
         variant: the variant asked for, or None.
         num_classes: the class count asked for, or None.
+        task: what the model is for; a backbone's names are those that backbone_state gives.
 
     Returns:
         A spec whose variant is the row of VARIANTS with the same shapes, or "custom".
@@ -65,11 +68,12 @@ def infer_spec(
                 f"stage {stage} of the checkpoint is {dim} channels wide, which no GroupMixFormer is",
                 "give a checkpoint whose widths are multiples of 10",
             )
-    if "head.weight" not in state:
+    if task is Task.CLASSIFY and "head.weight" not in state:
         raise CheckpointError(
-            "the checkpoint has no head.weight: it is a backbone without a classifier", "give a classification checkpoint"
+            "the checkpoint has no head.weight: it is a backbone without a classifier",
+            "give a classification checkpoint, or ask for the backbone: --task features",
         )
-    classes = _axis(state, "head.weight", 2)
+    classes = _axis(state, "head.weight", 2) if task is Task.CLASSIFY else 0
     row = (dims, depths, ratios)
     named = next((n for n, v in VARIANTS.items() if (v.embed_dims, v.depths, v.mlp_ratios) == row), "custom")
 
@@ -81,12 +85,15 @@ def infer_spec(
             f"({_row_words(wanted.embed_dims, wanted.depths, wanted.mlp_ratios)})",
             f"leave --variant out to take what the checkpoint is, or give a checkpoint of {variant}",
         )
-    if num_classes is not None and num_classes != classes:
+    if task is Task.CLASSIFY and num_classes is not None and num_classes != classes:
         raise CheckpointError(
             f"the checkpoint has {classes} classes, but {num_classes} were asked",
-            "leave the class count out to take the checkpoint's, or give another checkpoint",
+            "leave --num-classes out to take the checkpoint's, or give another checkpoint",
         )
-    return ModelSpec(named, dims, depths, ratios, classes, image_size)  # type: ignore[arg-type]
+    norm = ""
+    if "output_norms.0.weight" in state:
+        norm = "batch" if "output_norms.0.running_mean" in state else "layer"
+    return ModelSpec(named, dims, depths, ratios, classes, image_size, task, norm)  # type: ignore[arg-type]
 
 
 def load_model(
@@ -97,6 +104,7 @@ def load_model(
     image_size: tuple[int, int] | None = None,
     section: str | None = None,
     kind: str = "checkpoint",
+    task: Task = Task.CLASSIFY,
 ) -> tuple[GroupMixFormer, WeightsOrigin]:
     """The model of a checkpoint, in evaluation mode, and where its weights come from.
 
@@ -106,15 +114,19 @@ def load_model(
         image_size: (H, W) in pixels; 224 x 224 where None.
         section: see load_state.
         kind: of the origin, "checkpoint" or "packaged".
+        task: what the model is for; a backbone may come from a classification, detection or segmentation checkpoint.
 
     Raises:
-        CheckpointError: see load_state and infer_spec; or parameters are missing, unexpected or misshapen (listed by name).
+        CheckpointError: see load_state, backbone_state and infer_spec; or parameters are missing, unexpected or misshapen (listed by name).
         SpecError: see infer_spec.
     """
     path = Path(path)
     state, detail = load_state(path, section=section)
-    spec = infer_spec(state, image_size=image_size or DEFAULT_IMAGE_SIZE, variant=variant, num_classes=num_classes)
     words = [detail] if detail else []
+    if task is Task.FEATURES:
+        state, taken = backbone_state(state, path)
+        words += taken
+    spec = infer_spec(state, image_size=image_size or DEFAULT_IMAGE_SIZE, variant=variant, num_classes=num_classes, task=task)
     if spec.variant == "custom":
         words.append(f"no known variant, built by its shapes ({_row_words(spec.embed_dims, spec.depths, spec.mlp_ratios)})")
 
@@ -139,6 +151,11 @@ def _axis(state: Mapping[str, Tensor], name: str, ndim: int) -> int:
     if name not in state:
         known = re.compile(r"(conv_stem|patch_embed_layers|groupmixformer_backbone|norm4|head)\.")
         unexpected = [n for n in state if not known.match(n)]
+        if any(n.startswith(f"{BACKBONE_PREFIX}conv_stem.") for n in state):
+            raise CheckpointError(
+                f"the checkpoint is a detector's or a segmenter's: its GroupMixFormer is under {BACKBONE_PREFIX!r}, without a classifier",
+                "ask for the backbone: --task features",
+            )
         if any(n.startswith("groupmixformer_backbone.") for n in state):
             raise CheckpointError(f"the checkpoint lacks {name}", "give a whole GroupMixFormer checkpoint")
         raise CheckpointError(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gmf_edge.spec import NUM_HEADS, NUM_SEGMENTS, ModelSpec
+from gmf_edge.spec import NUM_HEADS, NUM_SEGMENTS, ModelSpec, Task
 
 LAYER_NORM_EPSILON = 1e-6
 # the windows of the convolutional relative position encoding (CRPE) and how many heads use each
@@ -220,8 +220,21 @@ class PatchEmbed(nn.Module):
         return out
 
 
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of a map: [B, C, H, W] -> [B, C, H, W]."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, eps=LAYER_NORM_EPSILON)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 class GroupMixFormer(nn.Module):
-    """The classifier: images [B, 3, H, W] -> logits [B, classes]; H and W any multiples of 32, whatever spec.image_size says."""
+    """The classifier: images [B, 3, H, W] -> logits [B, classes]; or the backbone: the maps of the four stages, [B, C, H / s, W / s].
+
+    H and W are any multiples of 32, whatever spec.image_size says.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -234,14 +247,21 @@ class GroupMixFormer(nn.Module):
         self.groupmixformer_backbone = nn.ModuleList(
             Stage(dim, depth, ratio) for dim, depth, ratio in zip(dims, spec.depths, spec.mlp_ratios, strict=True)
         )
-        self.norm4 = nn.BatchNorm2d(dims[-1])
-        self.head = nn.Linear(dims[-1], spec.num_classes)
+        if spec.task is Task.CLASSIFY:
+            self.norm4 = nn.BatchNorm2d(dims[-1])
+            self.head = nn.Linear(dims[-1], spec.num_classes)
+        norm = {"": nn.Identity, "batch": nn.BatchNorm2d, "layer": ChannelNorm}[spec.output_norm]
+        self.output_norms = nn.ModuleList(norm(dim) for dim in dims)
         self.apply(_initialize)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         x = self.conv_stem(images)
+        maps = []
         for embed, stage in zip(self.patch_embed_layers, self.groupmixformer_backbone, strict=True):
             x = stage(embed(x))
+            maps.append(x)
+        if self.spec.task is Task.FEATURES:
+            return tuple(norm(x) for norm, x in zip(self.output_norms, maps, strict=True))
         logits: Tensor = self.head(self.norm4(x).mean(dim=(2, 3)))
         return logits
 
@@ -275,8 +295,9 @@ def random_model(spec: ModelSpec, seed: int) -> GroupMixFormer:
             nn.init.normal_(norm.bias, 0.0, 0.1)
             norm.reset_running_stats()
             norm.momentum = None  # the plain average over the calls to come: q, k and v share a BatchNorm
-        # the head's small initial weights would leave all logits near zero
-        nn.init.normal_(model.head.weight, std=spec.embed_dims[-1] ** -0.5)
+        if spec.task is Task.CLASSIFY:
+            # the head's small initial weights would leave all logits near zero
+            nn.init.normal_(model.head.weight, std=spec.embed_dims[-1] ** -0.5)
         with torch.no_grad():
             model.train()(torch.randn(16, 3, 64, 64))
     finally:

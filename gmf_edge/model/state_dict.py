@@ -59,8 +59,9 @@ class _InertMapping:
         return OrderedDict()
 
 
-# Settings that training files commonly carry beside the weights: upstream's own (yacs), timm's and DETR's (argparse, pathlib), and
-# best accuracies as NumPy scalars. Their names are answered with the two classes above; their own code is not even imported.
+# Settings that training files commonly carry beside the weights: upstream's own (yacs), timm's and DETR's (argparse, pathlib), best
+# accuracies as NumPy scalars, and the logs of OpenMMLab's trainers (HistoryBuffer: NumPy arrays, and methods by getattr). Their names
+# are answered with the two classes above; their own code is not even imported.
 _SETTINGS: tuple[tuple[Any, str], ...] = (
     (_InertMapping, "yacs.config.CfgNode"),
     (_Inert, "argparse.Namespace"),
@@ -70,6 +71,12 @@ _SETTINGS: tuple[tuple[Any, str], ...] = (
     (_Inert, "numpy.core.multiarray.scalar"),
     (_Inert, "numpy._core.multiarray.scalar"),
     (_Inert, "numpy.dtype"),
+    (_Inert, "numpy.core.multiarray._reconstruct"),
+    (_Inert, "numpy._core.multiarray._reconstruct"),
+    (_Inert, "numpy.ndarray"),
+    (_Inert, "mmengine.logging.history_buffer.HistoryBuffer"),
+    (_Inert, "builtins.getattr"),
+    (_Inert, "__builtin__.getattr"),
 )
 # what torch's restricted unpickler answers by itself, for naming the rest in an error
 _PLAIN_GLOBALS = re.compile(

@@ -49,7 +49,7 @@ ATTRIBUTE_NAMES = ("height", "width", "scale", "epsilon", "segment_dim", "stacke
 # torch.nn.LayerNorm's default, which upstream's Agg_0 uses
 LAYER_NORM_EPSILON = 1e-5
 # the opsets at which function_body is tested
-OPSETS = (17, 20)
+OPSETS = (17, 20, 22)
 
 
 def node_attributes(height: int, width: int, channels: int, epsilon: float = LAYER_NORM_EPSILON) -> dict[str, int | float]:

@@ -29,11 +29,13 @@ def draw(images: ImageSet, count: int = DEFAULT_IMAGES, seed: int = 0) -> ImageS
         CalibrationError: fewer than FEWEST_IMAGES pictures.
     """
     if count < FEWEST_IMAGES:
-        raise SpecError(f"calibration on {count} images", f"use at least {FEWEST_IMAGES}; {DEFAULT_IMAGES} is the default")
+        raise SpecError(
+            f"calibration on {count} images", f"give --calibration-images at least {FEWEST_IMAGES}; {DEFAULT_IMAGES} is the default"
+        )
     if len(images) < FEWEST_IMAGES:
         raise CalibrationError(
             f"{images.address} holds {len(images)} images, too few to calibrate on",
-            f"give at least {FEWEST_IMAGES}, better {DEFAULT_IMAGES}",
+            f"give --calibration-data with at least {FEWEST_IMAGES}, better {DEFAULT_IMAGES}",
         )
     return images.spread(min(count, len(images)), seed)
 

@@ -1,4 +1,4 @@
-"""Which activations come near or go beyond FP16's range, measured on images in the FP32 graph.
+"""Which activations come near or go beyond FP16's range, measured on images in the FP32 graph; and so whether FP16 or BF16 suits.
 
 Every float tensor of the portable FP32 graph gets two nodes more, Abs and ReduceMax, so that only one number a tensor is kept and
 memory stays that of one inference.
@@ -18,6 +18,7 @@ from onnx_ir import DataType
 from gmf_edge.errors import PrecisionError
 from gmf_edge.precision.fp16 import FP16_MAX
 from gmf_edge.scratch import scratch_folder
+from gmf_edge.spec import Precision
 
 # within a factor of two of the range: other images may pass it
 NEAR = FP16_MAX / 2
@@ -122,3 +123,36 @@ def islands_for(fused: onnx_ir.Model, beyond: Mapping[str, float]) -> dict[str, 
             raise PrecisionError(f"no layer of the fused graph owns activation {tensor}", "report this with the model's variant")
         islands.update(dict.fromkeys(owners, reason))
     return islands
+
+
+def advice_of(ranges: RangeReport, weights_beyond: Mapping[str, Any], precision: Precision) -> list[str]:
+    """Sentences on which of FP16 and BF16 these ranges call for; none where the choice that was made is the usual one.
+
+    FP16 has 11 bits of mantissa and ends at 65504, BF16 has 8 and FP32's range: BF16 is better where the range is needed, and only there.
+
+    Args:
+        ranges: of activations.
+        weights_beyond: layers with a weight beyond FP16's range.
+        precision: that was asked for.
+    """
+    outside = len(ranges.beyond) + len(weights_beyond)
+    largest = f"{ranges.largest_tensor} reaches {ranges.largest:.3g}"
+    what = f"{len(ranges.beyond)} activations and {len(weights_beyond)} layers' weights are beyond FP16's range ({largest})"
+    if precision is Precision.BF16:
+        if outside:
+            return [f"{what}: BF16 holds them all, where FP16 would leave their layers in FP32"]
+        if ranges.near:
+            return [
+                f"{len(ranges.near)} activations are within a factor of two of FP16's range ({largest}): BF16 is the safer choice"
+            ]
+        return [
+            f"nothing comes near FP16's range ({largest} of {FP16_MAX:.0f}): FP16 has three more bits of mantissa, and is the better choice"
+        ]
+    if outside:
+        return [f"{what}, and their layers stay in FP32: --precision bf16 holds them all, with three bits of mantissa less"]
+    if ranges.near:
+        return [
+            f"{len(ranges.near)} activations are within a factor of two of FP16's range ({largest}), and other images may pass it: "
+            "--precision bf16 has the range, with three bits of mantissa less"
+        ]
+    return []

@@ -6,9 +6,12 @@ One precision may need more than one graph, because runtimes differ in who decid
 FP32      FP32                                   the same                                the same
 FP16      FP16 with FP32 islands, casts round    the same without those casts,           as strong
           LayerNormalization                     builder flags on top
+BF16      the same in BF16, opset 22             none: TensorRT 8.6 has no BF16          as strong; bf16.with_fp32_kernels
 INT8      Q/DQ with FP16 scales, else as FP16    Q/DQ with FP32 scales, FP32 elsewhere:  as weak: FP16 has no kernels
                                                  builder flags make the rest FP16,       on a CPU; Linears as integer Gemm
                                                  casts there would part Q/DQ from GEMM
+
+What the CPU gets of FP32 and INT8 is then laid out for its libraries, by gmf_edge.rewrite.channel_last.
 """
 
 from __future__ import annotations
@@ -21,9 +24,11 @@ import numpy as np
 import onnx_ir
 from numpy.typing import NDArray
 
-from gmf_edge.precision.fp16 import head_islands, to_fp16, weight_reason, weights_beyond
-from gmf_edge.precision.fp16_range import activation_ranges, islands_for
+from gmf_edge.precision.bf16 import to_bf16
+from gmf_edge.precision.fp16 import to_fp16, weight_reason, weights_beyond
+from gmf_edge.precision.fp16_range import activation_ranges, advice_of, islands_for
 from gmf_edge.precision.fp32_sums import sum_in_fp32
+from gmf_edge.precision.half import head_islands
 from gmf_edge.precision.int8 import insert_qdq
 from gmf_edge.precision.int8_layers import chosen_layers, independent_copy
 from gmf_edge.precision.integer_gemm import linears_as_gemm
@@ -56,9 +61,10 @@ class Quantization:
 class Lowered:
     """Fused graphs for the three kinds of runtime, and what was found and done, for the manifest.
 
-    facts has "ranges" (fp16_range.RangeReport), "islands", "fp32_statistics", "overflowing_weights", "flushed_weights"
-    (fp16.Fp16Report), "fp32_sums" (names of the MatMuls that the strong graph sums in FP32) and, for INT8, "int8": {"layers",
-    "exceptions", "recipe", "calibration", "notes", "layer_snr", "search"}; all empty or absent for FP32.
+    facts has "ranges" (fp16_range.RangeReport), "advice" (sentences on which half precision suits these ranges), "islands",
+    "fp32_statistics", and for FP16 and INT8 "overflowing_weights", "flushed_weights" (fp16.Fp16Report), "fp32_sums" (names of the
+    MatMuls that the strong graph sums in FP32) and, for INT8, "int8": {"layers", "exceptions", "recipe", "calibration", "notes",
+    "layer_snr", "search"}; all empty or absent for FP32. For BF16 `weak` is `strong`: no weakly typed runtime has BF16.
     """
 
     strong: onnx_ir.Model
@@ -99,13 +105,19 @@ def lower_precision(
         return Lowered(fused, fused, fused, {})
     seen = list(batches)
     ranges = activation_ranges(inline(fused), seen)
+    if precision is Precision.BF16:
+        advice = advice_of(ranges, weights_beyond(fused), precision)
+        kept = to_bf16(fused, io_dtype=io_dtype)
+        return Lowered(fused, fused, fused, {"ranges": ranges.to_json(), "advice": advice, **kept.to_json()})
     islands = islands_for(fused, ranges.beyond)
+    advice = advice_of(ranges, weights_beyond(fused), precision)
     if precision is Precision.FP16:
         weak, strong = fused, independent_copy(fused)
         to_fp16(weak, islands, io_dtype, typing="weak")
         report = to_fp16(strong, islands, io_dtype)
         summed = sum_in_fp32(strong, fp32_sums)
-        return Lowered(strong, weak, strong, {"ranges": ranges.to_json(), **report.to_json(), "fp32_sums": summed})
+        facts = {"ranges": ranges.to_json(), "advice": advice, **report.to_json(), "fp32_sums": summed}
+        return Lowered(strong, weak, strong, facts)
 
     assert quantization is not None, "INT8 comes with its quantization"
     found, recipe = quantization.ranges, quantization.recipe
@@ -121,7 +133,7 @@ def lower_precision(
     summed = sum_in_fp32(strong, fp32_sums)
     if io_dtype == "float16":
         to_fp16(weak, {str(node.name): "FP32 beside Q/DQ" for node in weak.graph}, io_dtype)
-    facts = {"ranges": ranges.to_json(), **report.to_json(), "fp32_sums": summed}
+    facts = {"ranges": ranges.to_json(), "advice": advice, **report.to_json(), "fp32_sums": summed}
     facts["islands"] = {name: reason for name, reason in report.islands.items() if name not in layers}
     facts["int8"] = {
         "layers": layers,

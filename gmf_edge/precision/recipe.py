@@ -127,7 +127,9 @@ def open_recipe(name_or_file: str | Path) -> Recipe:
         return known
     path = Path(name_or_file)
     if path.suffix != SUFFIX:
-        raise SpecError(f"recipe {str(name_or_file)!r} is not known", f"use one of {', '.join(RECIPES)}, or name a {SUFFIX} file")
+        raise SpecError(
+            f"recipe {str(name_or_file)!r} is not known", f"give --recipe one of {', '.join(RECIPES)}, or a {SUFFIX} file"
+        )
     try:
         if path.exists() and not path.is_dir() and not path.is_file():
             raise SpecError(f"{path} is not a regular file", "name a recipe file, such as one of calibration/recipes/")

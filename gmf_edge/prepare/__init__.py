@@ -26,7 +26,9 @@ from gmf_edge.prepare.graphs import fused_stage, lowered_stage, plain_stage
 from gmf_edge.prepare.quantization import quantization_for
 from gmf_edge.prepare.reference import reference_stage
 from gmf_edge.prepare.source import SourceModel, load_source
-from gmf_edge.spec import BuildSpec, Precision
+from gmf_edge.report import write_script
+from gmf_edge.report.commands import request_of
+from gmf_edge.spec import BuildSpec, Precision, Task
 
 if TYPE_CHECKING:
     from gmf_edge.precision.ranges import Ranges
@@ -92,7 +94,8 @@ def write_bundle(source: SourceModel, spec: BuildSpec, folder: Path, progress: P
 
     for stage in (lowered, reference):
         _copy_files(stage, folder)
-    (folder / LABELS).write_text("\n".join(source.classes.names) + "\n", encoding="utf-8")
+    if spec.task is Task.CLASSIFY:
+        (folder / LABELS).write_text("\n".join(source.classes.names) + "\n", encoding="utf-8")
     manifest = Manifest(
         model=source.spec,
         weights=source.origin,
@@ -108,7 +111,12 @@ def write_bundle(source: SourceModel, spec: BuildSpec, folder: Path, progress: P
         rewriting=tuple(fused.facts["passes"]),
         versions={"gmf-edge": __version__, **library_versions()},
         evaluation=reference.facts["evaluation"],
+        request=request_of(
+            spec, source.origin, reference.facts["evaluation"], lowered.facts["lowering"].get("int8", {}).get("calibration")
+        ),
+        sizes=spec.sizes,
     )
+    write_script(folder, manifest, None)
     return seal(folder, manifest)
 
 

@@ -18,14 +18,15 @@ from gmf_edge.bundle import GOLDEN, REFERENCE
 from gmf_edge.engines.onnxruntime import OnnxRuntimeEngine
 from gmf_edge.engines.protocol import Progress
 from gmf_edge.errors import CalibrationError
-from gmf_edge.prepare.graphs import FUSED
+from gmf_edge.prepare.graphs import FUSED, golden_images
 from gmf_edge.prepare.source import SourceModel
 from gmf_edge.scratch import scratch_folder
-from gmf_edge.spec import BuildSpec
+from gmf_edge.spec import BuildSpec, MapGate
 from gmf_edge.verify.batches import prove_batches
 from gmf_edge.verify.golden import Golden, Reference, in_batches
 from gmf_edge.verify.judge import judge
-from gmf_edge.verify.parity import measure
+from gmf_edge.verify.maps import GoldenMaps, judge_maps, prove_maps
+from gmf_edge.verify.parity import ParityReport, measure
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -56,8 +57,8 @@ def quantization_for(
     if not spec.auto:
         return Quantization(ranges, recipe)
     graph = onnx_ir.load(fused.folder / FUSED)
-    golden = Golden.load(reference.folder / GOLDEN)
-    evaluation = Reference.load(reference.folder / REFERENCE) if REFERENCE in reference.files else None
+    golden = reference.folder / GOLDEN
+    images = golden_images(golden, spec.task)
 
     def evaluate(exceptions: frozenset[str]) -> Verdict:
         from gmf_edge.precision.int8 import insert_qdq
@@ -65,12 +66,12 @@ def quantization_for(
 
         candidate = insert_qdq(graph, ranges, recipe, exceptions=exceptions)
         # the form that ONNX Runtime is given, see gmf_edge.precision.lower
-        return _verdict(linears_as_gemm(candidate)[0], source, golden, evaluation, spec)
+        return _verdict(linears_as_gemm(candidate)[0], source, reference, spec)
 
     def batches() -> Iterator[NDArray[np.float32]]:
-        return in_batches(golden.images, SENSITIVITY_BATCH)
+        return in_batches(images, SENSITIVITY_BATCH)
 
-    gate = digest_of({"gate": vars(spec.gate), "reference": sha256_of(reference.folder / GOLDEN), "key": reference.key})
+    gate = digest_of({"gate": vars(spec.gate), "reference": sha256_of(golden), "key": reference.key})
     found = mixed_precision(
         graph,
         ranges,
@@ -96,40 +97,50 @@ def _intact(state_file: Path) -> Path:
     return state_file
 
 
-def _verdict(
-    candidate: onnx_ir.Model, source: SourceModel, golden: Golden, evaluation: Reference | None, spec: BuildSpec
-) -> Verdict:
+def _verdict(candidate: onnx_ir.Model, source: SourceModel, reference: Stage, spec: BuildSpec) -> Verdict:
+    """What the gate says of a graph, at the image size that it was exported at."""
     from gmf_edge.precision.search_state import Verdict
     from gmf_edge.rewrite.bodies import inline_bodies
     from gmf_edge.rewrite.shared_weights import save_graphs
 
-    trained = source.origin.trained
     with scratch_folder() as folder:
         save_graphs({"candidate.onnx": inline_bodies(candidate)}, folder)
         with OnnxRuntimeEngine(folder / "candidate.onnx", spec.profile) as engine:
-            numerics = prove_batches(engine, golden.images, golden.logits, [spec.profile.max])
-            if evaluation is None or source.evaluation is None:
-                report = measure(
-                    engine,
-                    [golden.images],
-                    golden.logits,
-                    names=[f"golden {index}" for index in range(len(golden.images))],
-                    trained=trained,
-                    profile=spec.profile,
-                    batch_numerics=numerics,
-                )
-            else:
-                batch = min(SENSITIVITY_BATCH, spec.profile.max)
-                report = measure(
-                    engine,
-                    (part.inputs for part in source.evaluation.batches(source.preprocess, batch)),
-                    evaluation.logits,
-                    names=evaluation.names,
-                    labels=evaluation.labels,
-                    trained=trained,
-                    profile=spec.profile,
-                    batch_numerics=numerics,
-                )
-    passed, reason = judge(report, spec.gate, trained)
+            if isinstance(spec.gate, MapGate):
+                golden = GoldenMaps.load(reference.folder / GOLDEN)
+                own = GoldenMaps(golden.sizes[:1], golden.source)
+                passed, reason = judge_maps(prove_maps(engine, own, [spec.profile.max]), spec.gate)
+                return Verdict(passed, None, reason)
+            report = _classifier_parity(engine, source, reference, spec)
+    passed, reason = judge(report, spec.gate, source.origin.trained)
     change = report.top1_change_points
     return Verdict(passed, None if change is None else -change, reason)
+
+
+def _classifier_parity(engine: OnnxRuntimeEngine, source: SourceModel, reference: Stage, spec: BuildSpec) -> ParityReport:
+    """On the evaluation images where there are any, else on the golden ones."""
+    golden = Golden.load(reference.folder / GOLDEN)
+    numerics = prove_batches(engine, golden.images, golden.logits, [spec.profile.max])
+    trained = source.origin.trained
+    if REFERENCE not in reference.files or source.evaluation is None:
+        return measure(
+            engine,
+            [golden.images],
+            golden.logits,
+            names=[f"golden {index}" for index in range(len(golden.images))],
+            trained=trained,
+            profile=spec.profile,
+            batch_numerics=numerics,
+        )
+    evaluation = Reference.load(reference.folder / REFERENCE)
+    batch = min(SENSITIVITY_BATCH, spec.profile.max)
+    return measure(
+        engine,
+        (part.inputs for part in source.evaluation.batches(source.preprocess, batch)),
+        evaluation.logits,
+        names=evaluation.names,
+        labels=evaluation.labels,
+        trained=trained,
+        profile=spec.profile,
+        batch_numerics=numerics,
+    )

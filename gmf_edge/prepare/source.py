@@ -16,7 +16,7 @@ from gmf_edge.errors import DataError, EnvironmentProblem, SpecError
 from gmf_edge.image import Preprocess
 from gmf_edge.imageset import ImageSet
 from gmf_edge.prepare.classes import Classes, classes_from_file, classes_from_folders, default_classes, packaged_classes
-from gmf_edge.spec import BuildSpec, ModelSpec, Precision
+from gmf_edge.spec import BuildSpec, ModelSpec, Precision, Task
 from gmf_edge.weights import WeightsOrigin
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class SourceModel:
         model: in evaluation mode.
         origin: of its weights.
         preprocess: how pictures come to it.
-        classes: their names.
+        classes: their names; none of a backbone.
         evaluation: images to evaluate on, or None.
         calibration: images to calibrate INT8 on; None for other precisions, or where ranges were given.
     """
@@ -91,7 +91,7 @@ def load_source(spec: BuildSpec, stack: ExitStack, progress: Progress = silent, 
             evaluation = evaluation.spread(min(UNTRAINED_IMAGES, len(evaluation)), spec.seed)
         elif spec.eval_images is not None:
             evaluation = evaluation.spread(min(spec.eval_images, len(evaluation)), spec.seed)
-    classes = _classes(spec, model.spec, origin, evaluation)
+    classes = _classes(spec, model.spec, origin, evaluation) if spec.task is Task.CLASSIFY else Classes(())
     calibration = None
     if spec.precision is Precision.INT8 and spec.ranges is None:
         calibration = _calibration_images(spec, origin, evaluation, stack)
@@ -132,12 +132,17 @@ def _weights(spec: BuildSpec) -> tuple[GroupMixFormer, WeightsOrigin]:
 
     if spec.checkpoint is not None:
         return load_model(
-            spec.checkpoint, variant=spec.variant, num_classes=spec.num_classes, image_size=spec.image_size or DEFAULT_SIZE
+            spec.checkpoint,
+            variant=spec.variant,
+            num_classes=spec.num_classes,
+            image_size=spec.input_size or DEFAULT_SIZE,
+            task=spec.task,
         )
     variant = spec.variant or PACKAGED_VARIANT
     if variant == PACKAGED_VARIANT and spec.num_classes in (None, PACKAGED_CLASSES):
-        return load_model(PACKAGED_WEIGHTS, variant=variant, image_size=spec.image_size or PACKAGED_SIZE, kind="packaged")
-    model_spec = ModelSpec.of(variant, spec.num_classes or DEFAULT_CLASSES, spec.image_size or DEFAULT_SIZE)
+        size = spec.input_size or PACKAGED_SIZE
+        return load_model(PACKAGED_WEIGHTS, variant=variant, image_size=size, kind="packaged", task=spec.task)
+    model_spec = ModelSpec.of(variant, spec.num_classes or DEFAULT_CLASSES, spec.input_size or DEFAULT_SIZE, spec.task)
     return random_model(model_spec, spec.seed), WeightsOrigin.random(spec.seed)
 
 

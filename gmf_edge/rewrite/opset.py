@@ -1,7 +1,8 @@
-"""The same graph at an older opset, for runtimes such as TensorRT 8.6 whose importer ends at opset 17.
+"""The same graph at the opset of a runtime: 17 for TensorRT 8.6, whose importer ends there; 22 where the graph computes in BF16.
 
 ONNX's own down-converter has no step for Split and ReduceMean. Of the ops in these graphs only two changed between 17 and 20: Gelu is
 new in 20 (here x / 2 * (1 + erf(x / sqrt 2)), its definition), and Split's num_outputs attribute in 18 (equal parts are 17's default).
+From 20 to 22 none of them changed but in the types that it takes: Conv, HardSwish and GlobalAveragePool take BF16 from 22 on.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from onnx_ir import DataType
 
 from gmf_edge.errors import RewriteError
 from gmf_edge.rewrite.hard_swish import split_hard_swish
-from gmf_edge.spec import OPSET_OLD, Target
+from gmf_edge.spec import OPSET_BF16, OPSET_NEW, OPSET_OLD, Precision, Target
 
-# ops of these graphs that mean the same at 17 as at 20
+# the file format that came with the opset
+IR_VERSION_BF16 = 10
+
+# ops of these graphs that mean the same at 17 as at 20, and as at 22
 UNCHANGED_OPS = frozenset(
     [
         "Add",
@@ -30,6 +34,7 @@ UNCHANGED_OPS = frozenset(
         "Gemm",
         "HardSigmoid",
         "GlobalAveragePool",
+        "HardSigmoid",
         "HardSwish",
         "LayerNormalization",
         "MatMul",
@@ -37,6 +42,8 @@ UNCHANGED_OPS = frozenset(
         "QuantizeLinear",
         "DequantizeLinear",
         "Reshape",
+        "Shape",
+        "Slice",
         "Softmax",
         "Transpose",
         "Split",
@@ -48,30 +55,37 @@ UNCHANGED_OPS = frozenset(
 )
 
 
-def for_target(graph: onnx_ir.Model, target: Target) -> onnx_ir.Model:
-    """A copy of the graph at the target's opset and file format version, with operators that its importers take; no bodies may be left.
+def for_target(graph: onnx_ir.Model, target: Target, precision: Precision = Precision.FP32) -> onnx_ir.Model:
+    """A copy of the graph at the target's opset and file format version for a precision, with operators that its importers take.
+
+    No function bodies may be left.
 
     Raises:
-        RewriteError: the graph has an op that this page does not know to be the same at the older opset.
+        RewriteError: the graph has an op that this page does not know to be the same at the other opset.
+        SpecError: the target has no such precision.
     """
+    given, wanted = graph.opset_imports[""], target.opset_for(precision)
     lowered = graph.clone()
-    lowered.ir_version = target.ir_version
+    lowered.ir_version = IR_VERSION_BF16 if wanted == OPSET_BF16 else target.ir_version
     split_hard_swish(lowered)
-    if graph.opset_imports[""] == target.opset:
+    if given == wanted:
         return lowered
-    if target.opset != OPSET_OLD:
-        raise RewriteError(f"no way from opset {graph.opset_imports['']} to {target.opset}", f"use opset {OPSET_OLD}")
+    ways = ((OPSET_NEW, OPSET_OLD), (OPSET_NEW, OPSET_BF16), (OPSET_BF16, OPSET_NEW))
+    if (given, wanted) not in ways:
+        raise RewriteError(f"no way from opset {given} to {wanted}", f"start from opset {OPSET_NEW}")
     for node in list(lowered.graph):
         if node.domain == "" and node.op_type not in UNCHANGED_OPS:
             raise RewriteError(
-                f"{node.name}: it is not known that {node.op_type} is the same at opset {target.opset}",
+                f"{node.name}: it is not known that {node.op_type} is the same at opset {wanted}",
                 "add it to rewrite/opset.py",
             )
+        if wanted != OPSET_OLD:
+            continue
         if node.op_type == "Split" and len(node.inputs) == 1:
             node.attributes.pop("num_outputs", None)
         if node.op_type == "Gelu":
             _decompose_gelu(lowered, node)
-    lowered.opset_imports[""] = target.opset
+    lowered.opset_imports[""] = wanted
     return lowered
 
 

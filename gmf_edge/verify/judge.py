@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from gmf_edge.spec import Gate
+from gmf_edge.spec import Gate, MapGate
 from gmf_edge.verify.accuracy import EXCLUDED, SHOWN, SHOWN_CONFIDENCE, images_to_settle, loss_verdict
 from gmf_edge.verify.batches import BatchNumerics
+from gmf_edge.verify.maps import MapReport, judge_maps
 from gmf_edge.verify.parity import ParityReport
 
 # an error above this share of the reference's spread over the images drowns what tells images apart
@@ -16,8 +17,8 @@ BLIND_SHARE = 0.5
 SLACK = 1e-9
 
 
-def judge(report: ParityReport, gate: Gate, has_trained_weights: bool) -> tuple[bool, str]:
-    """Whether the report is within the gate, and why, with figures and limits.
+def judge(report: ParityReport | MapReport, gate: Gate | MapGate, has_trained_weights: bool) -> tuple[bool, str]:
+    """Whether the report is within the gate, and why, with figures and limits; a backbone's by maps.judge_maps.
 
     In this order: all logits finite; every batch size (cosine, relative L2, rows alike and in their places); then top-1 where there
     are labels and trained weights: outside where a loss above the limit is shown or, with a strict gate, measured; then, unless such a
@@ -26,6 +27,10 @@ def judge(report: ParityReport, gate: Gate, has_trained_weights: bool) -> tuple[
     its figures then say little. The limit of the relative L2, which alone sees a wrong scale, is twice the
     relative error that the cosine limit stands for.
     """
+    if isinstance(report, MapReport):
+        assert isinstance(gate, MapGate), "a backbone's report comes with the gate of maps"
+        return judge_maps(report, gate)
+    assert isinstance(gate, Gate), "logits come with the gate of logits"
     failure = _failure(report, gate, has_trained_weights)
     if failure is not None:
         return False, failure

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from gmf_edge.verify.accuracy import Discordant
 from gmf_edge.verify.batches import BatchNumerics
 from gmf_edge.verify.inference import served_logits
 from gmf_edge.verify.metrics import json_number
+from gmf_edge.verify.samples import LogitSampler, ParitySamples
 
 TOP_K = 5
 # a near tie may be no wider than this share of the spread (standard deviation) of the image's reference logits
@@ -71,6 +72,7 @@ class ParityReport:
             reference. Where relative_l2 is not well below it, the numbers do not tell this engine from one that ignores its input.
         non_finite_images, reference_non_finite_images: images with NaN or infinite logits of the engine, and of FP32 PyTorch.
         batches: numerics by batch size.
+        samples: what figures are drawn from; not part of to_json.
     """
 
     images: int
@@ -92,10 +94,11 @@ class ParityReport:
     non_finite_images: int
     reference_non_finite_images: int
     batches: Mapping[int, BatchNumerics] = field(default_factory=dict)
+    samples: ParitySamples | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, batch sizes as strings; null for what is not finite, which JSON cannot say."""
-        values: dict[str, Any] = {f.name: json_number(getattr(self, f.name)) for f in fields(self)}
+        values: dict[str, Any] = {f.name: json_number(getattr(self, f.name)) for f in fields(self) if f.name != "samples"}
         values["interval_95"] = None if self.interval_95 is None else list(self.interval_95)
         values["discordant"] = None if self.discordant is None else asdict(self.discordant)
         values["flips"] = [asdict(flip) for flip in self.flips]
@@ -140,6 +143,7 @@ def measure(
     _refuse_mismatch(images, classes, names, labels, class_names)
     known = labels if trained else None
     parts: list[_Compared] = []
+    sampler = LogitSampler(images, classes)
     total = np.zeros(classes)
     done = 0
     for batch in batches:
@@ -148,6 +152,7 @@ def measure(
         span = slice(done, done + len(batch))
         logits = served_logits(engine, batch, classes, profile)
         parts.append(_compare(reference_logits[span], logits, None if known is None else known[span]))
+        sampler.add(done, reference_logits[span], logits)
         total += reference_logits[span].astype(np.float64).sum(axis=0)
         done += len(batch)
         progress(done / images, f"parity on {done} of {images} images")
@@ -158,7 +163,8 @@ def measure(
     squares = float(found.squared_reference.sum())
     about_mean = squares - float((total**2).sum()) / images
     spread = math.sqrt(max(about_mean, 0.0) / squares) if squares > 0 and math.isfinite(about_mean) else math.nan
-    return _report(found, names, labels, class_names, known, classes, batch_numerics, spread)
+    samples = sampler.finish(found.error, found.margin)
+    return replace(_report(found, names, labels, class_names, known, classes, batch_numerics, spread), samples=samples)
 
 
 class _Compared(NamedTuple):

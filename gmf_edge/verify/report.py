@@ -12,7 +12,8 @@ from typing import Any
 
 from gmf_edge.bundle import Manifest
 from gmf_edge.engines.protocol import EngineFacts
-from gmf_edge.spec import Gate
+from gmf_edge.spec import Gate, MapGate
+from gmf_edge.verify.maps import MapReport
 from gmf_edge.verify.parity import ParityReport
 
 SCHEMA = 1
@@ -22,8 +23,8 @@ def report_of(
     manifest: Manifest,
     facts: EngineFacts,
     backend_reason: str,
-    parity: ParityReport,
-    gate: Gate,
+    parity: ParityReport | MapReport,
+    gate: Gate | MapGate,
     passed: bool,
     reason: str,
     latencies: Sequence[Mapping[str, Any]],

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmf_edge.engines.protocol import EngineFacts, FloatArray
+from gmf_edge.spec import Task
 
 
 class Clock:
@@ -32,6 +33,7 @@ class SimulatedEngine:
     """
 
     facts = EngineFacts("simulated", "0", "clock", "portable")
+    task = Task.CLASSIFY
 
     def __init__(
         self,

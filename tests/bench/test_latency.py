@@ -16,15 +16,18 @@ sys.path.append(str(Path(__file__).parent))
 from simulated import Clock, SimulatedEngine
 
 from gmf_edge.bench import latency
-from gmf_edge.bench.latency import measure_latency, percentile_of
+from gmf_edge.bench.latency import measure_latency
+from gmf_edge.bench.times import percentile_of
 from gmf_edge.engines.protocol import EngineFacts, FloatArray
 from gmf_edge.errors import SpecError
+from gmf_edge.spec import Task
 
 
 class TimedEngine:
     """An engine that takes the given seconds, one inference after the other, on a clock of its own."""
 
     facts = EngineFacts("onnxruntime", "0", "clock", "portable")
+    task = Task.CLASSIFY
 
     def __init__(self, *seconds: float) -> None:
         self.seconds, self.now, self.batches = seconds, 0.0, list[int]()

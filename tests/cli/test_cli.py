@@ -83,8 +83,10 @@ def test_build_with_defaults_passes_and_shows_real_accuracy(gmf: Run, pico_fp16:
     assert ended.status == 0, ended
     assert ended.last_line.startswith("PASSED: top-1 99.")
     assert "0 of 360 images flipped" in ended.last_line
-    assert "right at batch 1, 8" in ended.last_line
+    assert "tried at batch 1, 8" in ended.out
     assert "asked for fp16; computed in: " in ended.out
+    assert f"where      {tmp_path / 'pico'}" in ended.out
+    assert f"next       gmf-edge predict {tmp_path / 'pico'} PICTURE..." in ended.out
     assert sorted(os.listdir(tmp_path)) == ["pico"]
     assert sorted(os.listdir(tmp_path / "pico")) == sorted(os.listdir(pico_fp16))
 
@@ -202,13 +204,51 @@ def test_inspect_shows_model_precision_files_and_result(gmf: Run, pico_fp16: Pat
     assert values["report"]["passed"] is True
 
 
-def test_bench_measures_the_batches_that_were_asked_for(gmf: Run, pico_fp16: Path) -> None:
-    ended = gmf("bench", pico_fp16, "--batch", 2, "--batch", 3, "--duration", 0, "--iterations", 3, "--warm-up", 0, "--json")
+def test_bench_measures_the_batches_that_were_asked_for(gmf: Run, pico_fp16: Path, tmp_path: Path) -> None:
+    brief = ("--duration", 0, "--iterations", 12, "--warmUp", 0)
+    ended = gmf("bench", pico_fp16, "--batch=2,3", "--percentile=50,99", *brief, "--output", tmp_path / "b.json", "--json")
     values = json.loads(ended.out)
-    assert [(value["batch"], value["iterations"]) for value in values] == [(2, 3), (3, 3)]
-    assert all(0 < value["min_ms"] <= value["median_ms"] <= value["max_ms"] for value in values)
+    assert [(value["batch"], value["iterations"]) for value in values["latency"]] == [(2, 12), (3, 12)]
+    for value in values["latency"]:
+        assert 0 < value["min_ms"] <= value["median_ms"] <= value["max_ms"]
+        assert list(value["percentiles_ms"]) == ["50", "99"]
+        assert value["modes"] == {"cuda_graph": None, "transfers": None, "spin_wait": None, "streams": 1, "in_flight": 1}
+    assert (values["kind"], values["made"]["precision"]) == ("gmf-edge bench", "fp16")
+    assert json.loads((tmp_path / "b.json").read_text())["latency"] == values["latency"]
     one_clear_error(gmf("bench", pico_fp16, "--batch", 9, "--duration", 0), 1, "batch size 9", "1..8")
     one_clear_error(gmf("bench", pico_fp16, "--percentile", 0), 2, "benchmark settings")
+    one_clear_error(gmf("bench", pico_fp16, "--batch", "one"), 2, "--batch 'one'")
+    one_clear_error(gmf("bench", pico_fp16, "--against", "caffe"), 2, "unknown baseline 'caffe'")
+
+
+def test_bench_prints_a_table_of_latencies_streams_and_baselines(gmf: Run, pico_fp32: Path) -> None:
+    brief = ("--batch", 1, "--duration", 0, "--iterations", 12, "--warmUp", 0, "--quiet-time", 0)
+    ended = gmf("bench", pico_fp32, *brief, "--streams", 2, "--useSpinWait", "--against", "onnxruntime,stock-trt", "-q")
+    assert (ended.status, ended.err) == (0, ""), ended
+    for words in ("median ms", "known to", "in flight", "in turn at batch 1", "times as fast", "agreement 100.00 %"):
+        assert words in ended.out, words
+    assert "CUDA graph, transfers and spin-wait mean nothing on a CPU" in ended.out
+    assert "not run: stock-trt: " in ended.out
+
+
+def test_compare_ends_with_a_status_of_its_own(gmf: Run, pico_fp32: Path, pico_fp16: Path, tmp_path: Path) -> None:
+    brief = ("--batch", 1, "--duration", 0, "--iterations", 12, "--warmUp", 0)
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    assert gmf("bench", pico_fp32, *brief, "-o", before, "-q").status == 0
+    values = json.loads(before.read_text())
+    for name in ("median_ms", "median_low_ms", "median_high_ms"):
+        values["latency"][0][name] *= 1.2
+    after.write_text(json.dumps(values))
+    ended = gmf("compare", before, after, "--max-regression", "5%")
+    assert (ended.status, ended.last_line) == (5, "FAILED: batch 1 is 20.0 % slower, more than 5.0 %")
+    assert gmf("compare", before, after, "--max-regression", "0.25").last_line.startswith("PASSED: batch 1 changes by 20.0 %")
+    told = gmf("compare", before, after, "--max-regression", "5%", "--json")
+    assert (told.status, told.err, json.loads(told.out)["passed"]) == (5, "", False)
+    bundles = gmf("compare", pico_fp32, pico_fp16)
+    assert bundles.status == 0
+    for words in ("weights.bin, MiB", "precision: fp32 -> fp16", "top-1, %", "batch 8, host latency"):
+        assert words in bundles.out, words
+    one_clear_error(gmf("compare", before, after, "--max-regression", "fast"), 2, "--max-regression 'fast'")
 
 
 def test_doctor_says_what_is_here_and_what_to_do_about_what_is_not(gmf: Run) -> None:
@@ -216,8 +256,37 @@ def test_doctor_says_what_is_here_and_what_to_do_about_what_is_not(gmf: Run) -> 
     assert ended.status == 0
     for subject in ("gmf-edge", "numpy", "onnxruntime", "torch", "memory", "cache", "TensorRT", "backend"):
         assert any(f" {subject}: " in line for line in ended.out.splitlines()), subject
+    # a machine without a GPU is ready all the same, and nothing that it lacks is called missing
+    assert ended.last_line.startswith("ready for build, export, calibrate, deploy, verify, predict, bench, with onnxruntime")
+    assert not [line for line in ended.out.splitlines() if line.startswith("missing")]
+    assert [line for line in ended.out.splitlines() if line.startswith("optional")]
     findings = json.loads(gmf("doctor", "--json").out)
     assert all(finding["remedy"] for finding in findings if finding["state"] == "missing")
+
+
+def test_doctor_has_status_4_where_no_engine_can_run(gmf: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gmf_edge.engines.onnxruntime.OnnxRuntimeBackend.missing", lambda self: "onnxruntime is not installed")
+    monkeypatch.setattr("gmf_edge.engines.openvino.backend.OpenVinoBackend.missing", lambda self: "openvino is not installed")
+    ended = gmf("doctor")
+    one_clear_error(ended, 4, "backend: no backend can be used", "onnxruntime is not installed")
+    assert "ready for build" not in ended.out.replace("not ready for build", "")
+    assert [line for line in ended.out.splitlines() if line.startswith("missing") and "backend" in line]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("biuld",), "Did you mean 'build'?"),
+        (("verify", "x", "--quite"), "--quiet"),
+        (("build", "--presicion", "fp16"), "did you mean --precision?"),
+        (("deploy", "x", "--bakend=openvino"), "did you mean --backend?"),
+        (("build", "--precision", "fp8"), "see 'gmf-edge build --help'"),
+    ],
+)
+def test_a_slip_of_the_pen_is_told_what_was_meant(gmf: Run, arguments: tuple[str, ...], words: str) -> None:
+    ended = gmf(*arguments)
+    one_clear_error(ended, 2)
+    assert words in ended.err
 
 
 def test_the_version_is_printed(gmf: Run) -> None:
@@ -378,6 +447,8 @@ def test_a_request_that_cannot_be_meant_has_status_2(
     monkeypatch.chdir(tmp_path)
     ended = gmf(*arguments)
     one_clear_error(ended, 2, *words)
+    # the option to change is named, by its spelling on the command line
+    assert len(arguments) < 3 or arguments[1] in ended.err
     assert listing(tmp_path) == []
 
 

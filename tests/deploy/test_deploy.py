@@ -37,8 +37,8 @@ def test_deploying_adds_a_report_and_changes_no_other_file(copied: Callable[[Pat
     after = content_of(folder)
     assert result.passed, result.reason
     assert result.folder == folder
-    assert set(after) - set(before) == {"report.json"}
-    assert {name for name in before if before[name] != after[name]} == {"manifest.json"}
+    assert set(after) - set(before) == {"report.json", "report.html", "measurements.npz"}
+    assert {name for name in before if before[name] != after[name]} == {"manifest.json", "reproduce.sh"}
     assert open_bundle(folder).report == json.loads(json.dumps(result.report))
 
 
@@ -178,7 +178,7 @@ def test_the_gate_is_judged_on_the_engine_that_runs(pico_fp16: Path, monkeypatch
 def test_bench_takes_the_profiles_sizes_or_those_asked_for(pico_fp16: Path) -> None:
     usual = bench_bundle(pico_fp16, warmup_ms=0, duration_s=0, iterations=2)
     asked = bench_bundle(pico_fp16, batches=(3,), warmup_ms=0, duration_s=0, iterations=2)
-    assert [latency.batch for latency in (*usual, *asked)] == [1, 8, 3]
+    assert [latency.batch for latency in (*usual.latencies, *asked.latencies)] == [1, 8, 3]
 
 
 def test_the_deployed_engine_opens_and_an_undeployed_bundle_says_so(pico_fp16: Path, pico_export: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from gmf_edge import cli
-from gmf_edge.deploy import Prediction, predict
+from gmf_edge.deploy import predict
 from gmf_edge.deploy.captions import captioned
 from gmf_edge.deploy.pictures import pictures_at
 from gmf_edge.errors import DataError, SpecError
@@ -122,7 +122,7 @@ def test_copies_have_the_classes_below_the_picture(pico_fp16: Path, photos: Path
 
 
 def test_a_large_picture_is_scaled_down_and_any_name_can_be_written() -> None:
-    page = captioned(Image.new("RGB", (4000, 2000)), Prediction("x", (("Grüße ☃", 0.5), ("b", 0.25))))
+    page = captioned(Image.new("RGB", (4000, 2000)), ["50.0 %  Grüße ☃", "25.0 %  b"])
     assert page.width == 1024
     assert page.height < 700
 

@@ -186,7 +186,7 @@ def test_random_models_are_drawn_from_their_seed_alone() -> None:
 
 @pytest.mark.parametrize("size", [(100, 100), (64, 0), (64, 65), (16, 32)], ids=str)
 def test_a_size_that_is_no_multiple_of_32_is_refused_with_one_that_is(size: tuple[int, int]) -> None:
-    with pytest.raises(SpecError, match="use a multiple of 32, such as"):
+    with pytest.raises(SpecError, match="give --image-size a multiple of 32, such as"):
         ModelSpec.of("pico", image_size=size)
 
 

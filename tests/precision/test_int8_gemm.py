@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import onnx
 import onnx_ir
+import onnxruntime as ort
 import pytest
 from int8_helpers import PREPROCESS, portable_session
 
@@ -17,6 +18,7 @@ from gmf_edge.precision.int8 import insert_qdq
 from gmf_edge.precision.integer_gemm import linears_as_gemm
 from gmf_edge.precision.ranges import Provenance
 from gmf_edge.precision.recipe import Recipe
+from gmf_edge.rewrite.channel_last import channel_last_form
 
 LINEARS = 4 * 5
 RECIPE = Recipe(proj=True)
@@ -52,6 +54,24 @@ def test_every_linear_becomes_an_integer_kernel_with_its_bias_inside(lowered, in
     assert "DequantizeLinear" not in kinds
     # two residual additions and one of attention and position a block
     assert kinds.count("Add") == 3 * 5
+
+
+def test_the_form_for_the_cpu_keeps_the_integer_kernels_and_quantises_each_tensor_once(lowered, inputs, tmp_path):
+    gemms, _ = linears_as_gemm(lowered)
+    form = channel_last_form(gemms)
+    onnx_ir.save(form, tmp_path / "form.onnx")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    session = ort.InferenceSession(str(tmp_path / "form.onnx"), options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    # qkv is five Gemms over one tensor in each of five blocks
+    assert (kinds.count("QGemm"), kinds.count("QuantizeLinear")) == (LINEARS + 4 * 5, LINEARS)
+    assert "DequantizeLinear" not in kinds
+    whole = run(gemms, inputs[:8], tmp_path)
+    error = np.linalg.norm(session.run(None, {"images": inputs[:8]})[0] - whole) / np.linalg.norm(whole)
+    # a hair turns codes that lie between two: see the test of batch sizes
+    assert error <= 0.01
 
 
 def test_portable_graph_is_valid_onnx(lowered, inputs, tmp_path):

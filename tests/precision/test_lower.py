@@ -36,7 +36,7 @@ def test_fp16_has_casts_round_layer_normalization_only_where_types_decide(odd_pi
 def test_what_fp16_notes_is_plain_and_complete(odd_pico: Any) -> None:
     lowered = lower_precision(onnx_ir.load(odd_pico.fused), Precision.FP16, "float32", inline_bodies, [IMAGES, IMAGES[:1]])
     facts = json.loads(json.dumps(dict(lowered.facts), allow_nan=False))
-    assert set(facts) == {"ranges", "islands", "fp32_statistics", "fp32_sums", "overflowing_weights", "flushed_weights"}
+    assert set(facts) == {"ranges", "advice", "islands", "fp32_statistics", "fp32_sums", "overflowing_weights", "flushed_weights"}
     assert facts["ranges"]["images"] == 3
     assert 0 < facts["ranges"]["largest"] < 65504
     assert set(facts["ranges"]["beyond"]) == set(facts["overflowing_weights"]) == set()

@@ -45,7 +45,7 @@ class FakeCuda(FakeGpu):
         self.last_error = cudaError_t.cudaSuccess
         self.cudaError_t = cudaError_t
         self.cudaStreamNonBlocking = 1
-        self.cudaEventDisableTiming = 2
+        self.cudaEventDefault, self.cudaEventBlockingSync, self.cudaEventDisableTiming = 0, 1, 2
         self.cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3)
         self.cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
         self.capability = (8, 7)
@@ -191,11 +191,11 @@ class FakeCuda(FakeGpu):
 
     @runtime_call
     def cudaEventCreateWithFlags(self, flags: int) -> Any:
-        return self._event(timed=flags != self.cudaEventDisableTiming)
+        return self._event(timed=not flags & self.cudaEventDisableTiming, sleeps=bool(flags & self.cudaEventBlockingSync))
 
-    def _event(self, timed: bool) -> Any:
+    def _event(self, timed: bool, sleeps: bool = False) -> Any:
         handle = next(self.handles)
-        self.events[handle] = FakeEvent(self.context, timed)
+        self.events[handle] = FakeEvent(self.context, timed, sleeps=sleeps)
         return 0, Handle(handle)
 
     @runtime_call
@@ -208,6 +208,16 @@ class FakeCuda(FakeGpu):
         if not found.in_capture:
             self.follow_host(stream)
             found.moment, found.ms = self.order.now(stream.timeline), max(stream.free_at, self.now_ms)
+        return 0
+
+    @runtime_call
+    def cudaEventSynchronize(self, event: int) -> Any:
+        found = self.events.get(event)
+        if found is None:
+            return cudaError_t.cudaErrorInvalidResourceHandle
+        self.log.append("sleep" if found.sleeps else "spin")
+        if found.moment is not None:  # one that was never recorded is complete
+            self.wait_on_host(found.moment, found.ms)
         return 0
 
     @runtime_call

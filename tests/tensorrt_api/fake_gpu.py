@@ -93,10 +93,11 @@ class FakeStream:
 
 @dataclass
 class FakeEvent:
-    """A moment on a stream, and the made-up time of it in ms."""
+    """A moment on a stream, and the made-up time of it in ms; whether the CPU sleeps while it waits for it."""
 
     context: int
     timed: bool
+    sleeps: bool = False
     moment: Clock | None = None
     ms: float = 0.0
     in_capture: bool = False

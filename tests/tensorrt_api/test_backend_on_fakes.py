@@ -22,7 +22,7 @@ from gmf_edge.engines.tensorrt.backend import TensorRTBackend, inspect_engine
 from gmf_edge.engines.tensorrt.doctor import MISSING, OK, diagnose
 from gmf_edge.engines.tensorrt.plugins import PLUGIN_OP
 from gmf_edge.errors import EngineError, EnvironmentProblem, PrecisionError, SpecError, StaleArtifact
-from gmf_edge.spec import OPSET_NEW, OPSET_OLD, BatchProfile, Precision
+from gmf_edge.spec import OPSET_BF16, OPSET_NEW, OPSET_OLD, BatchProfile, Precision
 
 every_version = pytest.mark.parametrize("version", trt_bindings.VERSIONS)
 
@@ -71,6 +71,27 @@ def test_typing_is_weak_with_flags_in_8_and_strong_later(make: MakeMachine, vers
         assert not {"FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"} & flags
         assert created == 1 << int(kinds.STRONGLY_TYPED)
     assert "TF32" not in flags
+
+
+@pytest.mark.parametrize("version", trt_bindings.VERSIONS[1:])
+def test_bf16_is_built_from_the_graph_that_is_bf16_and_proved(make: MakeMachine, version: str) -> None:
+    machine = make(version, FakeModel(precision="bf16"))
+    files = machine.build(precision=Precision.BF16)
+    assert machine.sidecar["graph_file"] == f"portable-{OPSET_BF16}.onnx"
+    assert machine.sidecar["precision_proof"]["verdict"] == "proved"
+    assert "BF16" not in machine.trt.configs[0]._flags, "the graph's types decide"
+    with machine.open(files, precision=Precision.BF16) as engine:
+        np.testing.assert_allclose(engine.infer(images(2)), expected(images(2)), rtol=1e-6, atol=1e-6)
+
+
+def test_bf16_is_refused_where_tensorrt_or_the_gpu_has_none(make: MakeMachine) -> None:
+    with pytest.raises(EnvironmentProblem, match=r"TensorRT 8\.6\.1 has no BF16.*--precision fp16"):
+        make("8.6.1").build(precision=Precision.BF16)
+    machine = make("10.3.0", FakeModel(precision="bf16"))
+    machine.cuda.capability = (7, 5)
+    with pytest.raises(EnvironmentProblem, match=r"\(sm_75\) has no BF16 arithmetic"):
+        machine.build(precision=Precision.BF16)
+    assert not list(machine.out.iterdir())
 
 
 ISLAND = [

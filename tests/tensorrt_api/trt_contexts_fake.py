@@ -19,7 +19,19 @@ if TYPE_CHECKING:
     from trt_fake import FakeTensorRT
 
 CLASSES = 5
+# name -> (channels, stride) of a backbone's outputs
+MAP_CHANNELS = {"stage1": (2, 4), "stage2": (3, 8), "stage3": (4, 16), "stage4": (5, 32)}
 ACTIVATION_BYTES = 3 << 20
+
+
+def output_of(images: np.ndarray[Any, Any], channels: int, stride: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """What the stand-in computes: logits [B, channels] of stride 0, else a map [B, channels, H / stride, W / stride]."""
+    exact = images.astype(np.float64)
+    if not stride:
+        return exact.mean(axis=(1, 2, 3))[:, None] + np.arange(channels)
+    batch, _, height, width = exact.shape
+    tiles = exact.mean(axis=1).reshape(batch, height // stride, stride, width // stride, stride).mean(axis=(2, 4))
+    return tiles[:, None] + np.arange(channels)[:, None, None]
 
 
 class FakeContexts:
@@ -66,7 +78,7 @@ class FakeContexts:
         if context._is_captured:
             raise self.cuda.violation("a context must not change under the graph that was captured from it")
         low, _, high = context._engine._profile
-        if not low <= shape[0] <= high:
+        if not (len(shape) == len(low) and all(a <= side <= b for a, side, b in zip(low, shape, high, strict=True))):
             self._says(context._engine, f"the shape of {name} is outside the profile")
             return False
         context._shape, context._is_prepared = tuple(shape), False
@@ -76,8 +88,13 @@ class FakeContexts:
         """IExecutionContext.execute_async_v3."""
         engine, model = context._engine, self.trt.model
         batch, dtype = context._shape[0], np.dtype(np.float32 if model.engine_type == "FLOAT" else np.float16)
-        size, out_size = int(np.prod(context._shape)) * dtype.itemsize, batch * CLASSES * dtype.itemsize
-        source, target = context._addresses["images"], context._addresses["logits"]
+        size, source = int(np.prod(context._shape)) * dtype.itemsize, context._addresses["images"]
+        height, width = context._shape[2:]
+        shapes = {
+            name: (batch, channels, height // stride, width // stride) if stride else (batch, channels)
+            for name, (channels, stride) in self.trt.outputs.items()
+        }
+        targets = {name: (context._addresses[name], int(np.prod(shape)) * dtype.itemsize) for name, shape in shapes.items()}
         # 8.6 and 10.0 take the memory as a property, without its size
         told = context.__dict__["_values"].get("device_memory")
         memory = context._memory or (None if told is None else (told, ACTIVATION_BYTES))
@@ -87,7 +104,7 @@ class FakeContexts:
         if engine._cuda_context != self.cuda.context:
             self._says(engine, "Cuda Runtime (invalid resource handle)")
             return False
-        if source % ALIGNMENT or target % ALIGNMENT or memory[0] % ALIGNMENT:
+        if any(address % ALIGNMENT for address in (source, memory[0], *(target for target, _ in targets.values()))):
             raise self.cuda.violation("TensorRT is given an address that is not a multiple of 256 bytes")
         # a launch for each layer
         self.cuda.spend(model.launch_ms)
@@ -106,15 +123,17 @@ class FakeContexts:
 
         def compute() -> None:
             images = np.frombuffer((ctypes.c_ubyte * size).from_address(source), dtype).reshape(shape)
-            logits = images.astype(np.float64).mean(axis=(1, 2, 3))[:, None] + np.arange(CLASSES)
-            ctypes.memmove(target, logits.astype(dtype).tobytes(), out_size)
+            for name, (channels, stride) in self.trt.outputs.items():
+                result = output_of(images, channels, stride).astype(dtype).tobytes()
+                assert len(result) == targets[name][1]
+                ctypes.memmove(targets[name][0], result, len(result))
 
         work = Work(
             f"inference of a batch of {batch}",
             compute,
             model.compute_ms,
             reads=[(source, size)],
-            writes=[(target, out_size), memory],
+            writes=[*targets.values(), memory],
             uses_alone=[context._place],
             check=check,
         )

@@ -1,7 +1,8 @@
 """A `tensorrt` module for one version, made from the dump of its bindings: it has exactly the names, members, methods, properties
 and keywords that the version has, and refuses the rest, so that running code (ours and Polygraphy's) on it shows what would break.
 
-What it computes is a stand-in: logits[b, k] = mean of image b plus k, on the memory of cuda_fake. The network, the inspector's
+What it computes is a stand-in: logits[b, k] = mean of image b plus k, or a backbone's maps[b, c, i, j] = mean of the stride x stride
+pixels at i, j of image b plus c, on the memory of cuda_fake. The network, the inspector's
 answer and the build's outcome are given by the test (`FakeModel`).
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 
 from cuda_fake import FakeCuda
 from inspector_answers import engine_answer
-from trt_contexts_fake import ACTIVATION_BYTES, CLASSES, FakeContexts
+from trt_contexts_fake import ACTIVATION_BYTES, CLASSES, MAP_CHANNELS, FakeContexts
 from trt_stubs import parameters, python_type, returned
 
 
@@ -30,7 +31,7 @@ class FakeModel:
         layers: (type, name, input names, output names, extras) of the network, in order.
         inputs: (name, dtype member) of the network.
         inspector: the engine inspector's answer, or None for one made of `precision`.
-        precision: "fp16", "fp32" or "int8": what the made-up answer tells of the matrix products.
+        precision: "fp16", "bf16", "fp32" or "int8": what the made-up answer tells of the matrix products.
         parse_error: what the parser says, or None where it takes the graph.
         build_failures: one per failing attempt, before it succeeds: the builder's error, or all its messages as (severity, text).
         unobeyable: the builder has no implementation for pinned layers: it fails where it must obey, and builds where it may prefer.
@@ -38,6 +39,7 @@ class FakeModel:
         engine_type: DataType member of the engine's input and output.
         plugins: creators known from the start; `library_plugins` those that load_library brings.
         capture_fails: the engine cannot be captured in a CUDA graph.
+        is_backbone: the outputs are four maps instead of logits.
         compute_ms, launch_ms: what an inference takes the GPU, and the CPU to launch it layer by layer.
     """
 
@@ -53,6 +55,7 @@ class FakeModel:
     plugins: list[str] = field(default_factory=list)
     library_plugins: list[str] = field(default_factory=list)
     capture_fails: bool = False
+    is_backbone: bool = False
     compute_ms: float = 0.5
     launch_ms: float = 0.1
     image_shape: tuple[int, int, int] = (3, 32, 32)
@@ -225,12 +228,10 @@ class FakeTensorRT(ModuleType):
             "ICudaEngine.create_execution_context": contexts.create,
             "ICudaEngine.create_execution_context_without_device_memory": lambda owner: contexts.create(owner, owns_memory=False),
             "ICudaEngine.create_engine_inspector": lambda owner: types["EngineInspector"](),
-            "ICudaEngine.get_tensor_name": lambda owner, index: ("images", "logits")[index],
+            "ICudaEngine.get_tensor_name": lambda owner, index: ("images", *self.outputs)[index],
             "ICudaEngine.get_tensor_dtype": lambda owner, name: types["DataType"][model.engine_type],
-            "ICudaEngine.get_tensor_shape": lambda owner, name: (-1, *model.image_shape) if name == "images" else (-1, CLASSES),
-            "ICudaEngine.get_tensor_profile_shape": lambda owner, name, profile_index: [
-                (batch, *model.image_shape) for batch in owner._profile
-            ],
+            "ICudaEngine.get_tensor_shape": self._tensor_shape,
+            "ICudaEngine.get_tensor_profile_shape": lambda owner, name, profile_index: [tuple(s) for s in owner._profile],
             "IExecutionContext.set_input_shape": contexts.set_input_shape,
             "IExecutionContext.set_device_memory": contexts.set_memory,
             "IExecutionContext.set_tensor_address": lambda owner, name, memory: (
@@ -259,7 +260,7 @@ class FakeTensorRT(ModuleType):
             return made
 
         setattr(registry, listed, property(creators))
-        types["ICudaEngine"].num_io_tensors = property(lambda owner: 2)
+        types["ICudaEngine"].num_io_tensors = property(lambda owner: 1 + len(self.outputs))
         for name in ("device_memory_size", "device_memory_size_v2"):
             if name in self.described["classes"]["ICudaEngine"]["properties"]:
                 setattr(types["ICudaEngine"], name, property(lambda owner: ACTIVATION_BYTES))
@@ -345,9 +346,8 @@ class FakeTensorRT(ModuleType):
             for kind, text in [("ERROR", failure)] if isinstance(failure, str) else failure:
                 builder._logger.log(severity[kind], text)
             return None
-        low, opt, high = config._profiles[0]._shapes["images"]
-        flags = sorted(config._flags)
-        return _Buffer(json.dumps({"fake": self.__version__, "profile": [low[0], opt[0], high[0]], "flags": flags}).encode())
+        shapes = [list(shape) for shape in config._profiles[0]._shapes["images"]]
+        return _Buffer(json.dumps({"fake": self.__version__, "profile": shapes, "flags": sorted(config._flags)}).encode())
 
     def _tell_progress(self, monitor: Any) -> bool:
         """Phases as the builder tells them; False where it stops, as for an exception in step_complete (the bindings' pyCore.cpp)."""
@@ -389,6 +389,20 @@ class FakeTensorRT(ModuleType):
         engine._profile = values["profile"]
         engine._logger, engine._cuda_context = runtime._logger, self.cuda.context
         return engine
+
+    @property
+    def outputs(self) -> dict[str, tuple[int, int]]:
+        """Name -> (channels, stride) of each output; stride 0 for logits."""
+        return MAP_CHANNELS if self.model.is_backbone else {"logits": (CLASSES, 0)}
+
+    def _tensor_shape(self, owner: Any, name: str) -> tuple[int, ...]:
+        """As the network was defined: -1 where the profile has a range."""
+        low, _, high = owner._profile
+        image = [side if side == most and axis else -1 for axis, (side, most) in enumerate(zip(low, high, strict=True))]
+        if name == "images":
+            return tuple(image)
+        channels, stride = self.outputs[name]
+        return (-1, channels, *(side // stride if side > 0 else -1 for side in image[2:])) if stride else (-1, channels)
 
     def inspected(self) -> dict[str, Any]:
         """The inspector's answer in this version's schema."""

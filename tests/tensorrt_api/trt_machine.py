@@ -23,7 +23,7 @@ from gmf_edge.engines.protocol import EngineRequest, Graphs
 from gmf_edge.engines.tensorrt import cuda as cuda_calls
 from gmf_edge.engines.tensorrt.backend import TensorRTBackend
 from gmf_edge.image import Preprocess
-from gmf_edge.spec import GATES, OPSET_NEW, OPSET_OLD, BatchProfile, ModelSpec, Precision
+from gmf_edge.spec import GATES, OPSET_BF16, OPSET_NEW, OPSET_OLD, BatchProfile, ModelSpec, Precision
 from gmf_edge.verify.golden import Golden
 from gmf_edge.weights import WeightsOrigin
 
@@ -100,7 +100,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeMachin
             folder.mkdir(exist_ok=True)
         files = {}
         for form in ("portable", "plugin"):
-            for opset in (OPSET_OLD, OPSET_NEW):
+            for opset in (OPSET_OLD, OPSET_NEW, OPSET_BF16):
                 files[form, opset] = f"{form}-{opset}.onnx"
                 (bundle / files[form, opset]).write_bytes(f"{form} {opset}".encode())
         request = EngineRequest(Graphs(bundle, files), Precision.FP16, BatchProfile(1, 2, 4), (32, 32))

@@ -19,8 +19,8 @@ from gmf_edge.engines.openvino.layers import precision_shares
 from gmf_edge.engines.openvino.saturation import saturates
 from gmf_edge.engines.openvino.settings import FP32, NAMES, OpenVinoOptions, arithmetic_for, properties_for
 from gmf_edge.engines.protocol import EngineRequest, Progress, silent
-from gmf_edge.errors import EnvironmentProblem, GmfEdgeError, PrecisionError
-from gmf_edge.spec import OPSET_NEW, Precision
+from gmf_edge.errors import EngineError, EnvironmentProblem, GmfEdgeError, PrecisionError
+from gmf_edge.spec import OPSET_BF16, OPSET_NEW, Precision
 
 NAME = "openvino"
 FORM = "portable"
@@ -86,6 +86,10 @@ class OpenVinoBackend:
             SpecError, EngineError, PrecisionError, EnvironmentProblem: see build.
         """
         options = OpenVinoOptions.of(request.options)
+        if options.static_only and request.sizes is not None:
+            raise EngineError(
+                f"{options.device} takes one image size, and the bundle has several", "use --device CPU, or build with one size"
+            )
         missing = self.missing()
         if missing is not None:
             raise EnvironmentProblem(missing, _INSTALL)
@@ -101,8 +105,9 @@ class OpenVinoBackend:
             notes.append("this CPU has no VNNI, and its INT8 sums would saturate: OpenVINO is given INT8 weights of 7 bits")
         compiler = Compiler(
             core=core,
-            graph=request.graphs.path(FORM, OPSET_NEW),
+            graph=request.graphs.path(FORM, OPSET_BF16 if request.precision is Precision.BF16 else OPSET_NEW),
             image_shape=(3, *request.image_size),
+            sizes=request.sizes,
             device=options.device,
             properties=_known(core, options.device, properties),
             capabilities=capabilities,

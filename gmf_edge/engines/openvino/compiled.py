@@ -17,6 +17,7 @@ from gmf_edge.artifact import run_stage, sha256_of
 from gmf_edge.cpu import cpu_features
 from gmf_edge.engines.openvino.saturation import halve_weights
 from gmf_edge.errors import EngineError, EnvironmentProblem
+from gmf_edge.spec import SizeRange
 
 BLOB = "model.blob"
 IMPORTABLE = "EXPORT_IMPORT"
@@ -29,10 +30,11 @@ class Compiler:
     Attributes:
         core: openvino.Core.
         graph: the ONNX file.
-        image_shape: (3, H, W).
+        image_shape: (3, H, W); of a graph of several sizes, those of sizes.opt.
         device: OpenVINO's name.
         properties: for compile_model.
         capabilities: the device's OPTIMIZATION_CAPABILITIES.
+        sizes: the image sizes that a model takes, or None for that of image_shape alone.
         narrow: whether INT8 weights are given 7 bits, see saturation.
     """
 
@@ -42,6 +44,7 @@ class Compiler:
     device: str
     properties: Mapping[str, Any]
     capabilities: tuple[str, ...]
+    sizes: SizeRange | None = None
     narrow: bool = False
 
     def model(self, batches: tuple[int, int], **more: Any) -> Any:
@@ -65,10 +68,12 @@ class Compiler:
     def _compiled(self, batches: tuple[int, int], more: Mapping[str, Any]) -> Any:
         import openvino
 
-        low, high = batches
+        bounds = [batches, *((side, side) for side in self.image_shape)]
+        if self.sizes is not None:
+            bounds[2:] = zip(self.sizes.min, self.sizes.max, strict=True)
         try:
             model = self.core.read_model(str(self.graph))
-            model.reshape([low if low == high else openvino.Dimension(low, high), *self.image_shape])
+            model.reshape([low if low == high else openvino.Dimension(low, high) for low, high in bounds])
             if self.narrow:
                 halve_weights(model)
             return self.core.compile_model(model, self.device, {**self.properties, **more})
@@ -104,6 +109,7 @@ class Compiler:
             "narrow": self.narrow,
             "batches": list(batches),
             "image_shape": list(self.image_shape),
+            "sizes": None if self.sizes is None else self.sizes.to_json(),
         }
 
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from gmf_edge.engines.openvino.compiled import Compiler, reason_of
 from gmf_edge.engines.openvino.layers import layer_records, precision_shares
-from gmf_edge.engines.protocol import EngineFacts, FloatArray, LayerRecord
+from gmf_edge.engines.protocol import EngineFacts, FloatArray, LayerRecord, require_task, wrong_images
 from gmf_edge.errors import EngineError
-from gmf_edge.spec import BatchProfile
+from gmf_edge.spec import LOGITS, BatchProfile, Task
 
 # the first inference allocates; the last is the one whose times are read
 PROFILED_RUNS = 3
@@ -69,15 +69,36 @@ class OpenVinoEngine:
             self._requests[key] = [model.create_infer_request() for _ in range(self._streams)]
         return self._requests[key]
 
+    @functools.cached_property
+    def _outputs(self) -> tuple[str, ...]:
+        return tuple(output.get_any_name() for output in self._first_model.outputs)
+
+    @property
+    def task(self) -> Task:
+        """By the graph's outputs."""
+        return Task.CLASSIFY if self._outputs == (LOGITS,) else Task.FEATURES
+
     def infer(self, images: FloatArray) -> FloatArray:
         """Preprocessed images [B, 3, H, W], FP32 -> logits [B, classes], FP32.
 
         The first inference at a batch size compiles the model for it, or reads it from the cache.
 
         Raises:
-            EngineError: closed, wrong shape, or a batch size outside the profile.
+            EngineError: closed, wrong shape, a batch size outside the profile, or a backbone.
         """
-        return self._finish(*self._start(images, 0))
+        started = self._start(images, 0)
+        require_task(self.task, Task.CLASSIFY)
+        return self._finish(*started)[LOGITS]
+
+    def infer_maps(self, images: FloatArray) -> Mapping[str, FloatArray]:
+        """Preprocessed images [B, 3, H, W], FP32 -> a backbone's maps by name, [B, C, H / stride, W / stride], FP32.
+
+        Raises:
+            EngineError: closed, wrong shape, a batch or image size outside the profile, or a classifier.
+        """
+        started = self._start(images, 0)
+        require_task(self.task, Task.FEATURES)
+        return self._finish(*started)
 
     def infer_many(self, batches: Iterable[FloatArray]) -> Iterator[FloatArray]:
         """The logits of each batch in order, with as many batches in flight as the engine has streams.
@@ -85,11 +106,24 @@ class OpenVinoEngine:
         Raises:
             EngineError: as infer.
         """
+        for outputs in self._streamed(batches, Task.CLASSIFY):
+            yield outputs[LOGITS]
+
+    def infer_many_maps(self, batches: Iterable[FloatArray]) -> Iterator[Mapping[str, FloatArray]]:
+        """As infer_many, the maps of each batch.
+
+        Raises:
+            EngineError: as infer_maps.
+        """
+        return self._streamed(batches, Task.FEATURES)
+
+    def _streamed(self, batches: Iterable[FloatArray], task: Task) -> Iterator[dict[str, FloatArray]]:
         in_flight: list[tuple[Any, int]] = []
         for number, images in enumerate(batches):
             if len(in_flight) == self._streams:
                 yield self._finish(*in_flight.pop(0))
             in_flight.append(self._start(images, number % self._streams))
+            require_task(self.task, task)
         for started in in_flight:
             yield self._finish(*started)
 
@@ -99,8 +133,9 @@ class OpenVinoEngine:
     def _start(self, images: FloatArray, stream: int) -> tuple[Any, int]:
         if self._requests is None:
             raise EngineError("the engine is closed", "open it again")
-        if images.ndim != 4 or images.shape[1:] != self._shape:
-            raise EngineError(f"images of shape {images.shape}", f"give [batch, {', '.join(map(str, self._shape))}]")
+        wrong = wrong_images(images.shape, self._shape, self._compiler.sizes)
+        if wrong is not None:
+            raise wrong
         batch = len(images)
         if not self._profile.min <= batch <= self._profile.max:
             raise EngineError(
@@ -119,13 +154,13 @@ class OpenVinoEngine:
             raise self._failure(batch, error) from error
         return request, batch
 
-    def _finish(self, request: Any, batch: int) -> FloatArray:
+    def _finish(self, request: Any, batch: int) -> dict[str, FloatArray]:
         try:
             request.wait()
-            logits: FloatArray = request.get_output_tensor(0).data[:batch].astype(np.float32)
+            tensors = [request.get_output_tensor(index).data[:batch].astype(np.float32) for index in range(len(self._outputs))]
         except RuntimeError as error:
             raise self._failure(batch, error) from error
-        return logits
+        return dict(zip(self._outputs, tensors, strict=True))
 
     @staticmethod
     def _failure(batch: int, error: Exception) -> EngineError:
@@ -176,7 +211,8 @@ class OpenVinoEngine:
     def close(self) -> None:
         """Release the models; further calls of infer raise EngineError."""
         self._requests = None
-        self.__dict__.pop("_first_model", None)
+        for name in ("_first_model", "_outputs"):
+            self.__dict__.pop(name, None)
 
     def __enter__(self) -> OpenVinoEngine:
         return self

@@ -59,7 +59,7 @@ class OpenVinoOptions:
         if options.threads is not None and options.threads < 1:
             raise SpecError(f"--threads is {options.threads}", "give at least 1, or leave it out")
         if not 1 <= options.streams <= MOST_STREAMS:
-            raise SpecError(f"{options.streams} streams", f"give 1 to {MOST_STREAMS}")
+            raise SpecError(f"{options.streams} streams", f"give --infStreams 1 to {MOST_STREAMS}")
         if options.arithmetic not in (None, *NAMES):
             raise SpecError(f"arithmetic is {options.arithmetic!r}", f"give one of {', '.join(NAMES)}")
         return options
@@ -87,7 +87,8 @@ def arithmetic_for(precision: Precision, device: str, capabilities: Collection[s
     """What a request for this precision becomes on a device.
 
     FP16 is the graph's own types where the device has FP16, so that FP32 islands stay; else BF16, which is as short, where the device
-    multiplies it; else FP32. The layers that INT8 leaves in floating point get the same.
+    multiplies it; else FP32. The layers that INT8 leaves in floating point get the same. BF16 is BF16 where the device multiplies it,
+    else FP32: FP16 has not its range.
 
     Args:
         precision: asked for.
@@ -103,6 +104,10 @@ def arithmetic_for(precision: Precision, device: str, capabilities: Collection[s
                 f"{device} cannot compute in FP32, it has {', '.join(sorted(capabilities))}", "use --precision fp16"
             )
         return Arithmetic(FP32)
+    if precision is Precision.BF16:
+        if "BF16" in capabilities:
+            return Arithmetic(BF16)
+        return Arithmetic(FP32, f"BF16 was asked for: this {device} does not multiply it, so the layers are computed in FP32")
     subject = "FP16 was asked for" if precision is Precision.FP16 else "floating-point layers beside INT8"
     if "FP16" in capabilities:
         return Arithmetic(AS_GRAPH)

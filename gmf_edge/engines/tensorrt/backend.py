@@ -7,7 +7,6 @@ and only a proved engine is written. Nothing is imported before it is needed: th
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from gmf_edge.engines.protocol import EngineFacts, EngineRequest, LayerRecord, P
 from gmf_edge.engines.tensorrt.build import build_engine
 from gmf_edge.engines.tensorrt.config import BuildJob
 from gmf_edge.engines.tensorrt.cuda import Device, available_memory_mib
-from gmf_edge.engines.tensorrt.inspect import LayerTimes, layer_records, read_inspector_json
+from gmf_edge.engines.tensorrt.inspect import layer_records, read_inspector_json
 from gmf_edge.engines.tensorrt.load import deserialize
 from gmf_edge.engines.tensorrt.log import BuildLog
 from gmf_edge.engines.tensorrt.options import TensorRTOptions
@@ -78,8 +77,10 @@ class TensorRTBackend:
             EnvironmentProblem: TensorRT cannot be used here.
         """
         # CUDA first: TensorRT 8.6 crashes the process where there is no driver
-        Device.here()
-        return choose_graph(request, TensorRTVersion.here(), TensorRTOptions.of(request.options))[0]
+        device = Device.here()
+        version = TensorRTVersion.here()
+        require_bf16(request.precision, version, device)
+        return choose_graph(request, version, TensorRTOptions.of(request.options))[0]
 
     def build(self, request: EngineRequest, out: Path, progress: Progress = silent) -> tuple[str, ...]:
         """Build, prove and write engine.plan, engine.plan.json and engine.plan.layers.json into the folder `out`.
@@ -94,6 +95,7 @@ class TensorRTBackend:
         device = Device.here()
         version = TensorRTVersion.here()
         require_polygraphy(version)
+        require_bf16(request.precision, version, device)
         options = TensorRTOptions.of(request.options)
         options.check(version, request.profile, device)
         form, graph, notes = choose_graph(request, version, options)
@@ -109,6 +111,7 @@ class TensorRTBackend:
             options=options,
             fp32_islands=request.fp32_islands,
             timing_cache=timing_cache_path(options, device, version),
+            sizes=request.sizes,
         )
         built = build_engine(job, available_memory_mib(device), progress)
 
@@ -238,7 +241,7 @@ def choose_graph(request: EngineRequest, version: TensorRTVersion, options: Tens
     Raises:
         EngineError: the bundle has no graph for this version, or no plugin graph for the library that was given.
     """
-    opset = version.target.opset
+    opset = version.target.opset_for(request.precision)
     has_plugin_graph = ("plugin", opset) in request.graphs.files
     why = f"TensorRT {version.text} is {version.target.name}: opset {opset}, {version.target.typing}ly typed"
     if options.plugin_library is not None:
@@ -258,6 +261,25 @@ def choose_graph(request: EngineRequest, version: TensorRTVersion, options: Tens
         )
     reason = "no plugin library was given" if request.use_plugin else "plugins were turned off"
     return "portable", request.graphs.path("portable", opset), (f"{why}; portable graph, because {reason}",)
+
+
+def require_bf16(precision: Precision, version: TensorRTVersion, device: Device) -> None:
+    """Refuse BF16 where TensorRT or the GPU has none.
+
+    Raises:
+        EnvironmentProblem: TensorRT 8.6, or a GPU older than Ampere.
+    """
+    if precision is not Precision.BF16:
+        return
+    remedy = "build the bundle with --precision fp16"
+    if not version.target.has_bf16:
+        raise EnvironmentProblem(
+            f"TensorRT {version.text} has no BF16: it came with TensorRT 9 and 10", f"{remedy}, or use TensorRT 10 or newer"
+        )
+    if int(device.compute_capability.partition(".")[0]) < 8:
+        raise EnvironmentProblem(
+            f"{device.name} ({device.architecture}) has no BF16 arithmetic: Ampere (sm_80) has the first", remedy
+        )
 
 
 def timing_cache_path(options: TensorRTOptions, device: Device, version: TensorRTVersion) -> Path | None:
@@ -317,24 +339,6 @@ def inspect_engine(path: Path) -> dict[str, Any]:
     except GmfEdgeError as error:
         told["why_not_opened"] = str(error)
     return told
-
-
-def trtexec_files(inspector_json: str, times: LayerTimes, runs: int) -> tuple[str, str]:
-    """(layers_*.json, profile_*.json) as trtexec exports them, for NVIDIA's viewers."""
-    total = sum(ms for _, ms in times)
-    profile: list[dict[str, Any]] = [{"count": runs}]
-    for name, average in times:
-        profile.append(
-            {
-                "name": name,
-                "timeMs": average * runs,
-                "averageMs": average,
-                "medianMs": average,
-                "percentage": 100 * average / total if total else 0.0,
-            }
-        )
-    # names may hold control characters
-    return json.dumps(json.loads(inspector_json, strict=False), indent=1), json.dumps(profile, indent=1)
 
 
 def require_polygraphy(version: TensorRTVersion) -> None:

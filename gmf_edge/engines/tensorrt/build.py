@@ -190,7 +190,7 @@ def _build_once(
     builder, network, parser = parse_graph(job.graph, job.version, log, job.options.plugin_library)
     pinned: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
-    if job.precision is not Precision.FP32:
+    if job.precision is not Precision.FP32 and not job.as_trtexec:
         pinned, unmatched = pin_fp32_islands(network, job.version, job.precision, job.fp32_islands)
     if pinned and attempt.constraints is None:
         attempt = replace(attempt, constraints="obey")

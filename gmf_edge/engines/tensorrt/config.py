@@ -12,7 +12,7 @@ from gmf_edge.engines.tensorrt.progress import BuildProgress, progress_monitor
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import EngineError
 from gmf_edge.scratch import scratch_folder
-from gmf_edge.spec import BatchProfile, Precision
+from gmf_edge.spec import BatchProfile, Precision, SizeRange
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -27,10 +27,12 @@ class BuildJob:
         version: the TensorRT that builds.
         precision: what the graph was lowered to.
         profile: batch sizes.
-        image_size: (H, W) in pixels, fixed in the engine.
+        image_size: (H, W) in pixels, fixed in the engine where sizes is None.
         options: see TensorRTOptions.
         fp32_islands: ONNX node names that must stay FP32, beside what the graph's casts say.
         timing_cache: file to read measured kernel times from and to add new ones to, or None.
+        sizes: the image sizes that the engine takes, or None for image_size alone.
+        as_trtexec: build as trtexec does by itself: TF32 on, and no layer is pinned to FP32.
     """
 
     graph: Path
@@ -41,6 +43,8 @@ class BuildJob:
     options: TensorRTOptions
     fp32_islands: tuple[str, ...] = ()
     timing_cache: Path | None = None
+    sizes: SizeRange | None = None
+    as_trtexec: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,14 @@ def builder_config(
     from polygraphy.backend.trt import CreateConfig, Profile
 
     version, options = job.version, job.options
-    shapes = {bound: (getattr(job.profile, bound), 3, *job.image_size) for bound in ("min", "opt", "max")}
+    shapes = {
+        bound: (getattr(job.profile, bound), 3, *(job.image_size if job.sizes is None else getattr(job.sizes, bound)))
+        for bound in ("min", "opt", "max")
+    }
     # only what was asked for: Polygraphy's defaults know what each version lacks
     wanted: dict[str, Any] = {
         "profiles": [Profile().add(INPUT_NAME, **shapes)],
-        "tf32": False,
+        "tf32": job.as_trtexec,
         "memory_pool_limits": {trt.MemoryPoolType.WORKSPACE: attempt.workspace_mib << 20},
         # without the details nobody can prove which precision runs
         "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,

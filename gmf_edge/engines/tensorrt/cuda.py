@@ -334,14 +334,22 @@ def order(first: int, then: int) -> None:
 
 
 class Event:
-    """A point in time on a stream; destroyed by close."""
+    """A point in time on a stream; destroyed by close.
 
-    def __init__(self) -> None:
-        self.handle = call("cudaEventCreate")
+    Args:
+        blocking: a CPU that waits for it sleeps, instead of spinning.
+    """
+
+    def __init__(self, blocking: bool = False) -> None:
+        self.handle = call("cudaEventCreateWithFlags", runtime().cudaEventBlockingSync if blocking else runtime().cudaEventDefault)
 
     def record(self, stream: Stream) -> None:
         """Mark the end of the work that is on the stream now."""
         call("cudaEventRecord", self.handle, stream.handle)
+
+    def synchronize(self) -> None:
+        """Wait until the stream has reached it."""
+        call("cudaEventSynchronize", self.handle)
 
     def ms_since(self, earlier: Event) -> float:
         """Milliseconds of GPU time between two events that have fired."""

@@ -29,12 +29,14 @@ class Finding:
         state: OK, WARNING (works, but not as it could) or MISSING.
         detail: what was found.
         remedy: what to do, empty where nothing is wrong.
+        optional: whether this machine works without it.
     """
 
     subject: str
     state: str
     detail: str
     remedy: str = ""
+    optional: bool = False
 
 
 def diagnose(plugin_library: str | None = None) -> tuple[Finding, ...]:

@@ -8,12 +8,13 @@ Source of the capture's rules: NvInferRuntime.h (8.6: enqueueV2's note; the firs
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from gmf_edge.engines.protocol import FloatArray
 from gmf_edge.engines.tensorrt.contexts import Contexts
 from gmf_edge.engines.tensorrt.cuda import DeviceBuffer, Event, Graph, PinnedArray, Stream
 from gmf_edge.engines.tensorrt.log import BuildLog
-from gmf_edge.engines.tensorrt.options import INPUT_NAME, OUTPUT_NAME
+from gmf_edge.engines.tensorrt.options import INPUT_NAME
 from gmf_edge.engines.tensorrt.tensors import EngineIO
 from gmf_edge.errors import EngineError
 
@@ -31,8 +32,13 @@ if TYPE_CHECKING:
 
 # captured batch sizes of infer, and captured arrays of infer_device: each costs a context and its graph
 MOST_GRAPHS = 8
+# place of the images' address in a graph's key
+IMAGES_OF_KEY = 3
 # inferences between two waits of the CPU while they are timed: the queue of launches must not fill
 BURST = 64
+
+
+AnyBuffer = TypeVar("AnyBuffer", PinnedArray, DeviceBuffer)
 
 
 @dataclass(frozen=True)
@@ -52,10 +58,10 @@ class StepTimes:
 
 @dataclass
 class InFlight:
-    """A batch that was started; `logits` are there once they were collected."""
+    """A batch that was started; `outputs`, by name, are there once they were collected."""
 
     batch: int
-    logits: FloatArray | None = None
+    outputs: dict[str, FloatArray] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class Lane:
     """See the head of this file.
 
     Attributes:
+        size: (H, W) of the images that lie in the lane's own buffers.
         notes: what the user should know, shared by the lanes of an engine.
     """
 
@@ -78,26 +85,28 @@ class Lane:
         self.io = io
         self.use_graphs = use_graphs
         self.notes = notes
-        # (batch, address of the images, of the logits)
-        self.graphs: dict[tuple[int, int, int], CapturedRun] = {}
-        self._seen: deque[tuple[int, int, int]] = deque(maxlen=2 * MOST_GRAPHS)
+        self.size = io.image_size
+        # (batch, H, W, address of the images, of each output)
+        self.graphs: dict[tuple[int, ...], CapturedRun] = {}
+        self._seen: deque[tuple[int, ...]] = deque(maxlen=2 * MOST_GRAPHS)
         self._in_flight: InFlight | None = None
         self._events: list[Event] = []
         # released in reverse: graphs, then contexts, then the memory that they use, and the stream last
         with ExitStack() as resources:
             self.stream = Stream()
             resources.callback(self.stream.close)
-            self.host_images = PinnedArray((io.profile.max, *io.image_shape), io.input_dtype)
-            resources.callback(self.host_images.close)
-            self.host_logits = PinnedArray((io.profile.max, io.classes), io.output_dtype)
-            resources.callback(self.host_logits.close)
-            self.device_images = DeviceBuffer(io.profile.max * io.image_bytes)
-            resources.callback(self.device_images.close)
-            self.device_logits = DeviceBuffer(io.profile.max * io.logit_bytes)
-            resources.callback(self.device_logits.close)
+
+            def owned(buffer: AnyBuffer) -> AnyBuffer:
+                resources.callback(buffer.close)
+                return buffer
+
+            most, largest = io.profile.max, io.largest_size
+            self.host_images = owned(PinnedArray((most * 3 * math.prod(largest),), io.input_dtype))
+            self.host_outputs = [owned(PinnedArray((most * math.prod(out.shape(largest)),), out.dtype)) for out in io.outputs]
+            self.device_images = owned(DeviceBuffer(most * io.image_bytes(largest)))
+            self.device_outputs = [owned(DeviceBuffer(most * out.bytes_of(largest))) for out in io.outputs]
             # what infer_device hands out: infer must not write there while the caller reads
-            self.device_results = DeviceBuffer(io.profile.max * io.logit_bytes)
-            resources.callback(self.device_results.close)
+            self.device_results = [owned(DeviceBuffer(most * out.bytes_of(largest))) for out in io.outputs]
             self.contexts = Contexts(engine, log, self.stream)
             resources.callback(self.contexts.close)
             resources.callback(self._release_events)
@@ -108,21 +117,36 @@ class Lane:
     @property
     def buffer_bytes(self) -> int:
         """GPU memory of the buffers."""
-        return self.device_images.size + self.device_logits.size + self.device_results.size
+        return self.device_images.size + sum(buffer.size for buffer in (*self.device_outputs, *self.device_results))
+
+    @property
+    def output_pointers(self) -> tuple[int, ...]:
+        """Device addresses of the lane's own outputs, in the order of EngineIO.outputs."""
+        return tuple(buffer.pointer for buffer in self.device_outputs)
 
     def _new_context(self) -> trt.IExecutionContext:
         return self.contexts.new()
 
     # enqueueing
 
-    def enqueue(self, context: trt.IExecutionContext, batch: int, images: int, logits: int, stream: int) -> None:
-        """Enqueue one inference on device addresses.
+    def enqueue(
+        self,
+        context: trt.IExecutionContext,
+        batch: int,
+        size: tuple[int, int],
+        images: int,
+        outputs: Sequence[int],
+        stream: int,
+    ) -> None:
+        """Enqueue one inference of images of (H, W) = size on device addresses, of the outputs in the order of EngineIO.outputs.
 
         Raises:
             EngineError: TensorRT refuses it.
         """
-        done = context.set_input_shape(INPUT_NAME, (batch, *self.io.image_shape))
-        if not (done and context.set_tensor_address(INPUT_NAME, images) and context.set_tensor_address(OUTPUT_NAME, logits)):
+        done = context.set_input_shape(INPUT_NAME, (batch, 3, *size)) and context.set_tensor_address(INPUT_NAME, images)
+        for output, pointer in zip(self.io.outputs, outputs, strict=True):
+            done = done and context.set_tensor_address(output.name, pointer)
+        if not done:
             raise EngineError(f"TensorRT does not take a batch of {batch}: {self.log.last_errors}", "see TensorRT's messages")
         self._execute(context, batch, stream)
 
@@ -130,40 +154,40 @@ class Lane:
         if not context.execute_async_v3(stream):
             raise EngineError(f"TensorRT could not run a batch of {batch}: {self.log.last_errors}", "see TensorRT's messages")
 
-    def run(self, batch: int, images: int, logits: int) -> None:
-        """Enqueue one inference on device addresses, from its graph where there is one; the graph is captured on the way.
+    def run(self, batch: int, size: tuple[int, int], images: int, outputs: Sequence[int]) -> None:
+        """As enqueue, on the lane's stream, from its graph where there is one; the graph is captured on the way.
 
         Raises:
             EngineError: TensorRT refuses it.
         """
-        key = (batch, images, logits)
+        key = (batch, *size, images, *outputs)
         if key in self.graphs:
             self.graphs[key].graph.launch(self.stream)
         elif not (self._is_worth_a_graph(key) and self._run_and_capture(key)):
-            self.enqueue(self.context, batch, images, logits, self.stream.handle)
+            self.enqueue(self.context, batch, size, images, outputs, self.stream.handle)
 
-    def _is_worth_a_graph(self, key: tuple[int, int, int]) -> bool:
+    def _is_worth_a_graph(self, key: tuple[int, ...]) -> bool:
         if not self.use_graphs:
             return False
         own = self.device_images.pointer
-        is_own = key[1] == own
+        is_own = key[IMAGES_OF_KEY] == own
         if not is_own and key not in self._seen:
             # arrays that come once are not worth what a capture costs
             self._seen.append(key)
             return False
-        if sum((captured[1] == own) == is_own for captured in self.graphs) < MOST_GRAPHS:
+        if sum((captured[IMAGES_OF_KEY] == own) == is_own for captured in self.graphs) < MOST_GRAPHS:
             return True
-        many = "batch sizes" if is_own else "arrays of infer_device"
+        many = ("batch sizes" if self.io.sizes is None else "shapes") if is_own else "arrays of infer_device"
         self._note(f"the first {MOST_GRAPHS} {many} are replayed from CUDA graphs, the layers of others are launched one by one")
         return False
 
-    def _run_and_capture(self, key: tuple[int, int, int]) -> bool:
+    def _run_and_capture(self, key: tuple[int, ...]) -> bool:
         """Run it in a context of its own, then capture that; False where it could not be done, and must be run in another way."""
-        batch, images, logits = key
+        batch, height, width, images, *outputs = key
         try:
             context = self.contexts.new()
             # also the first run of that shape, which loads kernels and allocates: neither may happen inside a capture
-            self.enqueue(context, batch, images, logits, self.stream.handle)
+            self.enqueue(context, batch, (height, width), images, outputs, self.stream.handle)
             self.stream.synchronize()
             # shape and addresses are set: only the launches are recorded
             graph = Graph.capture(self.stream, lambda: self._execute(context, batch, self.stream.handle))
@@ -189,29 +213,33 @@ class Lane:
         Raises:
             EngineError: CUDA or TensorRT refuses it.
         """
-        with self._settled():
+        with self.settled():
             batch = self._copy_in_new(images)
-            self._compute(batch)
-            self._copy_out(batch)
+            self.compute(batch)
+            self.copy_out(batch)
             self._in_flight = InFlight(batch)
         return self._in_flight
 
-    def finish(self, started: InFlight) -> FloatArray:
-        """The logits of a batch that was started on this lane, waited for where they are not there yet."""
-        if started.logits is None:
+    def finish(self, started: InFlight) -> dict[str, FloatArray]:
+        """The outputs by name of a batch that was started on this lane, waited for where they are not there yet."""
+        if started.outputs is None:
             self.collect()
-        assert started.logits is not None
-        return started.logits
+        assert started.outputs is not None
+        return started.outputs
 
     def collect(self) -> None:
-        """Wait for the batch in flight, if there is one, and copy its logits out of the pinned buffer, which is then free."""
+        """Wait for the batch in flight, if there is one, and copy its outputs out of the pinned buffers, which are then free."""
         if self._in_flight is not None:
             self.stream.synchronize()
             started, self._in_flight = self._in_flight, None
-            started.logits = self.host_logits.array[: started.batch].astype(np.float32)
+            shapes = [(started.batch, *output.shape(self.size)) for output in self.io.outputs]
+            started.outputs = {
+                output.name: host.array[: math.prod(shape)].reshape(shape).astype(np.float32)
+                for output, host, shape in zip(self.io.outputs, self.host_outputs, shapes, strict=True)
+            }
 
     @contextmanager
-    def _settled(self) -> Iterator[None]:
+    def settled(self) -> Iterator[None]:
         """Where something fails or is interrupted halfway, wait: the next call may write the pinned buffers at once."""
         try:
             yield
@@ -223,46 +251,55 @@ class Lane:
     def _copy_in_new(self, images: FloatArray) -> int:
         """Put images into the pinned buffer, in the engine's input type, and enqueue their copy; their number."""
         self.collect()
-        np.copyto(self.host_images.array[: len(images)], images, casting="same_kind")
-        self._copy_in(len(images))
+        self.size = (images.shape[2], images.shape[3])
+        np.copyto(self.host_images.array[: images.size].reshape(images.shape), images, casting="same_kind")
+        self.copy_in(len(images))
         return len(images)
 
-    def _copy_in(self, batch: int) -> None:
-        self.stream.copy_to_device(self.device_images.pointer, self.host_images.pointer, batch * self.io.image_bytes)
+    def copy_in(self, batch: int) -> None:
+        """Enqueue the copy of the pinned buffer's first images to the GPU."""
+        self.stream.copy_to_device(self.device_images.pointer, self.host_images.pointer, batch * self.io.image_bytes(self.size))
 
-    def _compute(self, batch: int) -> None:
-        self.run(batch, self.device_images.pointer, self.device_logits.pointer)
+    def compute(self, batch: int) -> None:
+        """Enqueue the engine on the lane's own buffers."""
+        self.run(batch, self.size, self.device_images.pointer, self.output_pointers)
 
-    def _copy_out(self, batch: int) -> None:
-        self.stream.copy_to_host(self.host_logits.pointer, self.device_logits.pointer, batch * self.io.logit_bytes)
+    def copy_out(self, batch: int) -> None:
+        """Enqueue the copy of the outputs into the pinned buffers."""
+        for output, host, device in zip(self.io.outputs, self.host_outputs, self.device_outputs, strict=True):
+            self.stream.copy_to_host(host.pointer, device.pointer, batch * output.bytes_of(self.size))
 
     # times
 
     def timed(self, images: FloatArray, transfers: bool) -> StepTimes:
         """The steps of one inference, behind another one that keeps the GPU busy while they are enqueued."""
-        with self._settled():
+        with self.settled():
             batch = self._copy_in_new(images)
             self._capture_first(batch)
-            steps: list[Callable[[], None]] = [lambda: None, lambda: self._compute(batch), lambda: None]
+            steps: list[Callable[[], None]] = [lambda: None, lambda: self.compute(batch), lambda: None]
             if transfers:
-                steps[0], steps[2] = lambda: self._copy_in(batch), lambda: self._copy_out(batch)
+                steps[0], steps[2] = lambda: self.copy_in(batch), lambda: self.copy_out(batch)
             enqueue_ms, (h2d, compute, d2h) = self._gpu_times(steps, lead_in=steps)
         return StepTimes(enqueue_ms, h2d, compute, d2h)
 
     def compute_times(self, images: FloatArray, count: int) -> NDArray[np.float64]:
         """GPU time in ms of each of `count` inferences, enqueued one after the other on the same images."""
         times: list[float] = []
-        with self._settled():
+        with self.settled():
             batch = self._copy_in_new(images)
             self._capture_first(batch)
             while len(times) < count:
-                steps: list[Callable[[], None]] = [lambda: self._compute(batch)] * min(BURST, count - len(times))
+                steps: list[Callable[[], None]] = [lambda: self.compute(batch)] * min(BURST, count - len(times))
                 times += self._gpu_times(steps, lead_in=steps[:1])[1]
         return np.array(times, np.float64)
 
+    def prepare(self, images: FloatArray) -> None:
+        """Images of a batch onto the GPU, and one inference that loads kernels and captures the graph, waited for."""
+        self._capture_first(self._copy_in_new(images))
+
     def _capture_first(self, batch: int) -> None:
         """Loading kernels and capturing are no part of an inference's time."""
-        self._compute(batch)
+        self.compute(batch)
         self.stream.synchronize()
 
     def _gpu_times(self, steps: Sequence[Callable[[], None]], lead_in: Sequence[Callable[[], None]]) -> tuple[float, list[float]]:

@@ -17,7 +17,7 @@ from typing import Any
 from gmf_edge.engines.tensorrt.cuda import Device
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import SpecError
-from gmf_edge.spec import BatchProfile, Precision
+from gmf_edge.spec import BatchProfile, Precision, SizeRange
 
 HARDWARE_COMPATIBILITY = ("none", "ampere+", "same")
 EXTERNAL_TACTIC_SOURCES = ("cublas", "cublas_lt", "cudnn")
@@ -25,7 +25,7 @@ OWN_TACTIC_SOURCES = ("edge_mask_convolutions", "jit_convolutions")
 TACTIC_SOURCES = EXTERNAL_TACTIC_SOURCES + OWN_TACTIC_SOURCES
 PRECISION_PROOFS = ("refuse", "warn")
 TILING = ("none", "fast", "moderate", "full")
-INPUT_NAME, OUTPUT_NAME = "images", "logits"
+INPUT_NAME = "images"
 
 # Share of the compute time (of the layers, where nothing was timed) that may stay in FP32 when FP16 or INT8 was asked for.
 # GMA keeps softmax over tokens and its product in FP32 on purpose; a request that was ignored leaves nearly everything there.
@@ -78,12 +78,15 @@ class TensorRTOptions:
     plugin_library: str | None = None
 
     def __post_init__(self) -> None:
-        _at_least(self.workspace_mib, 1, "workspace_mib", "MiB, such as 1024")
-        _at_least(self.dla_core, 0, "dla_core", "a core's number, such as 0")
-        _at_least(self.max_aux_streams, 0, "max_aux_streams", "a number of streams")
-        _at_least(self.streams, 1, "streams", "a number of streams, such as 2")
+        _at_least(self.workspace_mib, 1, "workspace_mib", "--workspace-mib in MiB, such as 1024")
+        _at_least(self.dla_core, 0, "dla_core", "--useDLACore a core's number, such as 0")
+        _at_least(self.max_aux_streams, 0, "max_aux_streams", "--maxAuxStreams a number of streams")
+        _at_least(self.streams, 1, "streams", "--infStreams a number of streams, such as 2")
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise SpecError(f"optimization_level is {self.optimization_level}", "give 0 (fast build) to 5 (searches longest)")
+            raise SpecError(
+                f"optimization_level is {self.optimization_level}",
+                "give --builderOptimizationLevel 0 (fast build) to 5 (searches longest)",
+            )
         if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
             raise SpecError(
                 f"hardware_compatibility is {self.hardware_compatibility!r}", f"use one of {', '.join(HARDWARE_COMPATIBILITY)}"
@@ -93,7 +96,9 @@ class TensorRTOptions:
         if unknown:
             raise SpecError(f"unknown tactic source {unknown[0]!r}", f"use some of {', '.join(TACTIC_SOURCES)}")
         if len({source[0] in "+-" for source in sources}) > 1:
-            raise SpecError(f"tactic sources {', '.join(sources)} mix a set with changes", "give all of them a sign, or none")
+            raise SpecError(
+                f"tactic sources {', '.join(sources)} mix a set with changes", "give all of --tacticSources a sign, or none"
+            )
         if self.tiling is not None and self.tiling not in TILING:
             raise SpecError(f"tiling is {self.tiling!r}", f"use one of {', '.join(TILING)}")
         if self.precision_proof not in PRECISION_PROOFS:
@@ -180,8 +185,9 @@ class TrtexecRequest:
     Attributes:
         options: of TensorRTOptions.
         profile: batch sizes, or None where no shapes were given.
-        image_size: (H, W) in pixels, or None.
-        precision: what --fp16 or --int8 asks the graph to be lowered to, or None.
+        image_size: (H, W) in pixels, or None; of several, the one to tune for.
+        sizes: where the shapes have several image sizes.
+        precision: what --fp16, --bf16 or --int8 asks the graph to be lowered to, or None.
         bench: warmup_ms, duration_s, iterations, percentiles, for the latency measurement.
     """
 
@@ -190,6 +196,7 @@ class TrtexecRequest:
     image_size: tuple[int, int] | None
     precision: Precision | None
     bench: dict[str, Any]
+    sizes: SizeRange | None = None
 
 
 def options_from_trtexec(arguments: Iterable[str]) -> TrtexecRequest:
@@ -198,7 +205,7 @@ def options_from_trtexec(arguments: Iterable[str]) -> TrtexecRequest:
     Known: --minShapes --optShapes --maxShapes --shapes (of "images"), --memPoolSize=workspace:MIB[K|M|G],
     --timingCacheFile (empty for none) --builderOptimizationLevel --hardwareCompatibilityLevel
     --versionCompatible/--vc --stripWeights --refit --useDLACore --tacticSources --tilingOptimizationLevel --maxAuxStreams
-    --fp16 --int8 --best --noTF32 --stronglyTyped --useCudaGraph --infStreams --plugins/--staticPlugins
+    --fp16 --bf16 --int8 --best --noTF32 --stronglyTyped --useCudaGraph --infStreams --plugins/--staticPlugins
     --warmUp --duration --iterations --percentile.
 
     Raises:
@@ -243,8 +250,10 @@ def options_from_trtexec(arguments: Iterable[str]) -> TrtexecRequest:
             options["cuda_graphs"] = True
         elif name in ("--plugins", "--staticPlugins"):
             options["plugin_library"] = value
-        elif name in ("--fp16", "--int8", "--best"):
-            wanted = Precision.FP16 if name == "--fp16" else Precision.INT8
+        elif name in ("--fp16", "--bf16", "--int8", "--best"):
+            wanted = {"--fp16": Precision.FP16, "--bf16": Precision.BF16}.get(name, Precision.INT8)
+            if {precision, wanted} == {Precision.FP16, Precision.BF16}:
+                raise SpecError("--fp16 and --bf16 were both given", "the graph has one of the two: give one")
             # trtexec's --fp16 --int8 together means "INT8, and FP16 for the rest", which is what INT8 is here
             precision = Precision.INT8 if Precision.INT8 in (precision, wanted) else wanted
         elif name in ("--noTF32", "--stronglyTyped", "--allowGPUFallback", "--skipInference", "--buildOnly"):
@@ -259,25 +268,23 @@ def options_from_trtexec(arguments: Iterable[str]) -> TrtexecRequest:
             bench["percentiles"] = tuple(_integer(argument, part) for part in value.split(","))
         else:
             raise SpecError(f"trtexec option {argument!r} has no counterpart here", "leave it out; see 'gmf-edge build --help'")
-    profile, image_size = _profile(shapes)
+    profile, sizes = _profile(shapes)
     TensorRTOptions.of(options)
-    return TrtexecRequest(options, profile, image_size, precision, bench)
+    one_size = sizes is None or sizes.min == sizes.max
+    image_size = None if sizes is None else sizes.opt
+    return TrtexecRequest(options, profile, image_size, precision, bench, None if one_size else sizes)
 
 
-def _profile(shapes: Mapping[str, tuple[int, int, int, int]]) -> tuple[BatchProfile | None, tuple[int, int] | None]:
-    """Batch sizes and (H, W) from the shapes that were given; a missing bound is that of the nearest given one."""
+def _profile(shapes: Mapping[str, tuple[int, int, int, int]]) -> tuple[BatchProfile | None, SizeRange | None]:
+    """Batch and image sizes from the shapes that were given; a missing bound is that of the nearest given one."""
     if not shapes:
         return None, None
-    sizes = {shape[2:] for shape in shapes.values()}
-    if len(sizes) > 1:
-        listed = ", ".join(f"{height}x{width}" for height, width in sorted(sizes))
-        raise SpecError(f"the shapes have several image sizes: {listed}", "give one H and W; only the batch may vary")
     low = shapes.get("min", shapes.get("opt", shapes.get("max")))
     high = shapes.get("max", shapes.get("opt", shapes.get("min")))
     assert low is not None
     assert high is not None
     opt = shapes.get("opt", high)
-    return BatchProfile(low[0], opt[0], high[0]), sizes.pop()
+    return BatchProfile(low[0], opt[0], high[0]), SizeRange(low[2:], opt[2:], high[2:])
 
 
 def _images_shape(argument: str, value: str) -> tuple[int, int, int, int]:

@@ -2,6 +2,7 @@
 
     FP32   no layer computes in less
     FP16   the work that stayed in FP32 is at most a given share, and some is in FP16
+    BF16   the same with BF16, and none is in FP16
     INT8   the layers that were quantised run in INT8, each looked for by its ONNX node; Q and DQ kernels do not count
 
 What a version does not tell is neither a proof nor a refusal: the verdict is "unknown" and a sentence says so, and parity with FP32
@@ -77,7 +78,7 @@ def prove_precision(
     Args:
         inspected: the engine.
         requested: precision that was asked for.
-        max_fp32_share: of the arithmetic that FP16 and INT8 may leave in FP32.
+        max_fp32_share: of the arithmetic that FP16, BF16 and INT8 may leave in FP32.
         times: of the layers, by TensorRT's profiler; empty where none was measured.
         quantised_layers: ONNX node names of the layers that were quantised, for INT8.
     """
@@ -89,8 +90,14 @@ def prove_precision(
     in_fp32 = shares.get("fp32", 0.0)
     stayed = [layer for layer in inspected.layers if not layer.moves_data and layer.precision == "fp32"]
     untold = shares.get("unknown", 0.0)
-    if requested is Precision.FP16 and "fp16" not in shares and not untold:
-        reason = f"fp16 was asked for, but no layer of the engine runs in fp16: {_listed(stayed, inspected, times)}"
+    asked = requested.value
+    if requested is not Precision.INT8 and asked not in shares and not untold:
+        reason = f"{asked} was asked for, but no layer of the engine runs in {asked}: {_listed(stayed, inspected, times)}"
+        return PrecisionProof(REFUTED, reason, shares, basis)
+    if requested is Precision.BF16 and "fp16" in shares:
+        # FP16 has not the range for which BF16 was asked
+        other = [layer for layer in inspected.layers if not layer.moves_data and layer.precision == "fp16"]
+        reason = f"bf16 was asked for, but {len(other)} layers run in fp16: {_listed(other, inspected, times)}"
         return PrecisionProof(REFUTED, reason, shares, basis)
     # what is not told counts for neither: only a share that is above the limit whatever the rest is refutes
     if in_fp32 > max_fp32_share:
@@ -101,8 +108,8 @@ def prove_precision(
         return PrecisionProof(REFUTED, reason, shares, basis)
     if requested is Precision.INT8:
         return _int8_proof(inspected, times, shares, basis, quantised_layers)
-    if "fp16" in shares and in_fp32 + untold <= max_fp32_share:
-        return PrecisionProof(PROVED, f"{shares['fp16']:.0%} of the work runs in fp16, {in_fp32:.0%} in FP32", shares, basis)
+    if asked in shares and in_fp32 + untold <= max_fp32_share:
+        return PrecisionProof(PROVED, f"{shares[asked]:.0%} of the work runs in {asked}, {in_fp32:.0%} in FP32", shares, basis)
     return PrecisionProof(UNKNOWN, f"TensorRT does not tell what {untold:.0%} of the work runs in", shares, basis)
 
 

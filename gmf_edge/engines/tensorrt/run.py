@@ -1,9 +1,13 @@
-"""An opened TensorRT engine: images in, logits out.
+"""An opened TensorRT engine: images in, logits or a backbone's maps out.
 
     with open_engine(path, sidecar) as engine:
         logits = engine.infer(images)                 NumPy, through pinned memory
         logits = engine.infer_device(gpu_images)      PyTorch, CuPy, PyCUDA or Numba, without a copy
         for logits in engine.infer_many(batches):     several batches in flight, one per stream
+
+    with open_engine(backbone, sidecar) as engine:
+        maps = engine.infer_maps(images)              {"stage1": [B, C, H / 4, W / 4], ...}
+        maps = engine.infer_device(gpu_images)        the same in GPU memory
 
 Each lane (lane.py) is a stream with what it needs. All calls run in the CUDA context in which the engine was opened, whatever GPU or
 context the calling thread has as its current one (cuda_context.py).
@@ -12,7 +16,7 @@ context the calling thread has as its current one (cuda_context.py).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import wraps
@@ -22,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gmf_edge.engines.protocol import EngineFacts, FloatArray
+from gmf_edge.engines.protocol import EngineFacts, FloatArray, require_task
 from gmf_edge.engines.tensorrt.arrays import DeviceView, device_view
 from gmf_edge.engines.tensorrt.cuda import order
 from gmf_edge.engines.tensorrt.cuda_context import CudaContext
@@ -32,9 +36,11 @@ from gmf_edge.engines.tensorrt.load import refit
 from gmf_edge.engines.tensorrt.log import BuildLog
 from gmf_edge.engines.tensorrt.options import INPUT_NAME
 from gmf_edge.engines.tensorrt.tensors import EngineIO
+from gmf_edge.engines.tensorrt.trace import trace_lanes
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
+from gmf_edge.engines.trace import LayerRuns, Traced, TracePlan
 from gmf_edge.errors import EngineError
-from gmf_edge.spec import BatchProfile
+from gmf_edge.spec import LOGITS, BatchProfile, Task
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -101,13 +107,31 @@ class TensorRTEngine:
         """The batch sizes that it accepts."""
         return self.io.profile
 
+    @property
+    def task(self) -> Task:
+        """What comes out."""
+        return self.io.task
+
     @in_its_context
     def infer(self, images: FloatArray) -> FloatArray:
         """Preprocessed images [B, 3, H, W], FP32 -> logits [B, classes], FP32.
 
         Raises:
-            EngineError: wrong shape, a batch size outside the profile, or TensorRT could not run it.
+            EngineError: wrong shape, a batch size outside the profile, a backbone, or TensorRT could not run it.
         """
+        require_task(self.task, Task.CLASSIFY)
+        self.io.batch_of(images.shape)
+        lane = self._lanes[0]
+        return lane.finish(lane.start(images))[LOGITS]
+
+    @in_its_context
+    def infer_maps(self, images: FloatArray) -> Mapping[str, FloatArray]:
+        """Preprocessed images [B, 3, H, W], FP32 -> a backbone's maps by name, [B, C, H / stride, W / stride], FP32.
+
+        Raises:
+            EngineError: wrong shape, a batch or image size outside the profile, a classifier, or TensorRT could not run it.
+        """
+        require_task(self.task, Task.FEATURES)
         self.io.batch_of(images.shape)
         lane = self._lanes[0]
         return lane.finish(lane.start(images))
@@ -120,6 +144,19 @@ class TensorRTEngine:
         Raises:
             EngineError: as infer.
         """
+        for outputs in self._streamed(batches, Task.CLASSIFY):
+            yield outputs[LOGITS]
+
+    def infer_many_maps(self, batches: Iterable[FloatArray]) -> Iterator[Mapping[str, FloatArray]]:
+        """As infer_many, the maps of each batch; the image sizes may differ from batch to batch.
+
+        Raises:
+            EngineError: as infer_maps.
+        """
+        return self._streamed(batches, Task.FEATURES)
+
+    def _streamed(self, batches: Iterable[FloatArray], task: Task) -> Iterator[dict[str, FloatArray]]:
+        require_task(self.task, task)
         in_flight: list[tuple[Lane, InFlight]] = []
         for number, images in enumerate(batches):
             if in_flight and len(in_flight) == len(self._lanes):
@@ -135,26 +172,27 @@ class TensorRTEngine:
         return lane, lane.start(images)
 
     @in_its_context
-    def _finish(self, lane: Lane, started: InFlight) -> FloatArray:
+    def _finish(self, lane: Lane, started: InFlight) -> dict[str, FloatArray]:
         return lane.finish(started)
 
     @in_its_context
     def infer_device(self, images: Any, out: Any = None, stream: int | None = None) -> Any:
-        """Images in GPU memory -> logits in GPU memory, without a copy.
+        """Images in GPU memory -> logits or maps in GPU memory, without a copy.
 
         What the arrays' libraries have under way on them is waited for on the GPU. Arrays that come again, at the same addresses and
-        with the same batch size, are replayed from a CUDA graph from the third time on: keep one array for the images and one for
+        with the same shape, are replayed from a CUDA graph from the third time on: keep one array for the images and one for
         `out`, or let a caching allocator do it.
 
         Args:
             images: [B, 3, H, W], contiguous, of the engine's input type; any object with __dlpack__ or __cuda_array_interface__.
-            out: [B, classes] of the engine's output type to write into, or None for an array that this engine owns and the next
-                infer_device overwrites.
+            out: [B, classes] of the engine's output type to write into, or a mapping of such an array for each map of a backbone; None
+                for arrays that this engine owns and the next infer_device overwrites.
             stream: handle of the caller's CUDA stream (0 or 1 for the default one): the work begins behind what is on it now, later
                 work on it begins behind the result, and nothing is waited for. None: the work is complete on return.
 
         Returns:
-            `out`, or a DeviceView (it has __cuda_array_interface__, which names the stream to wait for where it is not complete).
+            `out`, or a DeviceView (it has __cuda_array_interface__, which names the stream to wait for where it is not complete), of a
+            backbone a dict of them.
 
         Raises:
             EngineError: wrong shape, type or place, or TensorRT could not run it.
@@ -165,23 +203,33 @@ class TensorRTEngine:
             lane.stream.wait_for(stream)
         source = device_view(images, self.cuda_context, lane.stream, "images")
         batch = self.io.batch_of(source.shape)
-        shape = (batch, self.io.classes)
-        if out is None:
-            written_on = None if stream is None else lane.stream.handle
-            target = DeviceView(lane.device_results.pointer, shape, self.io.output_dtype, self, written_on)
-        else:
-            target = device_view(out, self.cuda_context, lane.stream, "out", is_written=True)
-        for view, dtype, name in ((source, self.io.input_dtype, "images"), (target, self.io.output_dtype, "out")):
-            if view.dtype != dtype:
-                raise EngineError(f"{name} has type {view.dtype}, the engine's is {dtype}", "convert it on the GPU first")
-        if target.shape != shape:
-            raise EngineError(f"out has shape {target.shape}", f"give [{batch}, {self.io.classes}]")
-        lane.run(batch, source.pointer, target.pointer)
+        size = (source.shape[2], source.shape[3])
+        self._check_view(source, "images", source.shape, self.io.input_dtype)
+        views: dict[str, DeviceView] = {}
+        for output, buffer in zip(self.io.outputs, lane.device_results, strict=True):
+            shape = (batch, *output.shape(size))
+            if out is None:
+                written_on = None if stream is None else lane.stream.handle
+                views[output.name] = DeviceView(buffer.pointer, shape, output.dtype, self, written_on)
+            else:
+                name, given = ("out", out) if self.task is Task.CLASSIFY else (f"out[{output.name!r}]", _entry(out, output.name))
+                views[output.name] = device_view(given, self.cuda_context, lane.stream, name, is_written=True)
+                self._check_view(views[output.name], name, shape, output.dtype)
+        lane.run(batch, size, source.pointer, [view.pointer for view in views.values()])
         if stream is None:
             lane.stream.synchronize()
         else:
             order(lane.stream.handle, stream)
-        return target if out is None else out
+        if out is not None:
+            return out
+        return views[LOGITS] if self.task is Task.CLASSIFY else views
+
+    @staticmethod
+    def _check_view(view: DeviceView, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        if view.dtype != dtype:
+            raise EngineError(f"{name} has type {view.dtype}, the engine's is {dtype}", "convert it on the GPU first")
+        if view.shape != shape:
+            raise EngineError(f"{name} has shape {view.shape}", f"give [{', '.join(map(str, shape))}]")
 
     @in_its_context
     def infer_timed(self, images: FloatArray, transfers: bool = True) -> StepTimes:
@@ -205,6 +253,18 @@ class TensorRTEngine:
         """
         self.io.batch_of(images.shape)
         return self._lanes[0].compute_times(images, count)
+
+    @in_its_context
+    def trace(self, images: FloatArray, plan: TracePlan) -> Traced:
+        """Inferences back to back, with the time of each step of each: see gmf_edge.engines.trace.
+
+        Raises:
+            EngineError: as infer, or the engine was opened with fewer streams than the plan's.
+        """
+        self.io.batch_of(images.shape)
+        if plan.streams > len(self._lanes):
+            raise EngineError(f"{plan.streams} streams of an engine that has {len(self._lanes)}", "open it with as many streams")
+        return trace_lanes(self._lanes[: plan.streams], images, plan)
 
     @property
     def memory_mib(self) -> dict[str, float]:
@@ -241,9 +301,13 @@ class TensorRTEngine:
         context.set_input_shape(INPUT_NAME, (self.io.profile.opt, *self.io.image_shape))
         return inspector_json(self._engine, context)
 
-    @in_its_context
     def layer_times_ms(self, runs: int = 10) -> LayerTimes:
-        """(name, mean milliseconds) of each layer at the opt batch size in execution order, by TensorRT's profiler, without CUDA graphs.
+        """(name, mean milliseconds) of each layer at the opt batch size in execution order: see layer_runs."""
+        return [(layer.name, sum(layer.times_ms) / runs) for layer in self.layer_runs(runs)]
+
+    @in_its_context
+    def layer_runs(self, runs: int) -> list[LayerRuns]:
+        """Each layer's times at the opt batch size in execution order, by TensorRT's profiler, without CUDA graphs.
 
         The profiler makes each layer wait for the one before: the sum is above the latency of an unprofiled run.
         """
@@ -253,7 +317,7 @@ class TensorRTEngine:
         reports, profiler = layer_profiler()
 
         def run() -> None:
-            lane.enqueue(context, batch, lane.device_images.pointer, lane.device_logits.pointer, lane.stream.handle)
+            lane.enqueue(context, batch, self.io.image_size, lane.device_images.pointer, lane.output_pointers, lane.stream.handle)
             lane.stream.synchronize()
 
         run()  # loads the kernels
@@ -263,7 +327,7 @@ class TensorRTEngine:
             run()
             profiled.append(list(reports))
             reports.clear()
-        return mean_times(profiled)
+        return runs_by_layer(profiled)
 
     def close(self) -> None:
         """Wait for what is in flight and release the memory; further calls raise EngineError."""
@@ -292,6 +356,17 @@ class TensorRTEngine:
                 self.close()
 
 
+def _entry(out: Any, name: str) -> Any:
+    """The array for one map.
+
+    Raises:
+        EngineError: no mapping, or one without it.
+    """
+    if not isinstance(out, Mapping) or name not in out:
+        raise EngineError(f"out has no array for {name}", "give a mapping with an array for each of the maps, or leave it out")
+    return out[name]
+
+
 def layer_profiler() -> tuple[list[tuple[str, float]], trt.IProfiler]:
     """((layer name, milliseconds) as reported, which grows with every profiled run; the profiler to hand to a context)."""
     import tensorrt as trt
@@ -308,16 +383,18 @@ def layer_profiler() -> tuple[list[tuple[str, float]], trt.IProfiler]:
     return reports, Profiler()
 
 
-def mean_times(runs: Sequence[Sequence[tuple[str, float]]]) -> LayerTimes:
-    """Mean of each layer over the runs, in the order of the first; the n-th report of a name is one layer."""
-    totals: dict[tuple[str, int], float] = {}
+def runs_by_layer(runs: Sequence[Sequence[tuple[str, float]]]) -> list[LayerRuns]:
+    """(layer name, milliseconds) as reported in each run -> each layer's times, in the order of the first run.
+
+    The n-th report of a name is one layer.
+    """
+    times: dict[tuple[str, int], list[float]] = {}
     for run in runs:
         seen: Counter[str] = Counter()
         for name, ms in run:
-            key = (name, seen[name])
-            totals[key] = totals.get(key, 0.0) + ms
+            times.setdefault((name, seen[name]), []).append(ms)
             seen[name] += 1
-    return [(name, total / len(runs)) for (name, _), total in totals.items()]
+    return [LayerRuns(name, tuple(found)) for (name, _), found in times.items()]
 
 
 def inspector_json(engine: trt.ICudaEngine, context: trt.IExecutionContext) -> str:

@@ -1,48 +1,94 @@
-"""What goes in and out of an engine: "images" [B, 3, H, W] and "logits" [B, classes]."""
+"""What goes in and out of an engine: "images" [B, 3, H, W], and "logits" [B, classes] or the maps of four stages."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gmf_edge.engines.tensorrt.options import INPUT_NAME, OUTPUT_NAME
+from gmf_edge.engines.protocol import wrong_images
+from gmf_edge.engines.tensorrt.options import INPUT_NAME
 from gmf_edge.engines.tensorrt.sidecar import REBUILD
 from gmf_edge.errors import EngineError
-from gmf_edge.spec import BatchProfile
+from gmf_edge.spec import LOGITS, MAPS, STAGE_STRIDES, BatchProfile, SizeRange, Task
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 
 @dataclass(frozen=True)
+class OutputTensor:
+    """One output of an engine.
+
+    Attributes:
+        name: LOGITS or one of MAPS.
+        dtype: float32 or float16.
+        channels: classes of logits, C of a map.
+        stride: of a map; 0 of logits, which have no height and width.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    channels: int
+    stride: int
+
+    def shape(self, image_size: tuple[int, int]) -> tuple[int, ...]:
+        """Of one image's: (classes,) or (C, H / stride, W / stride)."""
+        return (self.channels, *(side // self.stride for side in image_size)) if self.stride else (self.channels,)
+
+    def bytes_of(self, image_size: tuple[int, int]) -> int:
+        """Size of one image's."""
+        return math.prod(self.shape(image_size)) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
 class EngineIO:
-    """Shapes and types of an engine's two tensors.
+    """Shapes and types of an engine's tensors.
 
     Attributes:
         profile: accepted batch sizes.
-        image_shape: (3, H, W).
-        classes: width of the logits.
-        input_dtype, output_dtype: float32 or float16.
+        image_shape: (3, H, W); of an engine of several image sizes, those it is tuned for.
+        input_dtype: float32 or float16.
+        outputs: in the order of LOGITS or MAPS.
+        sizes: accepted image sizes, or None for that of image_shape alone.
     """
 
     profile: BatchProfile
     image_shape: tuple[int, int, int]
-    classes: int
     input_dtype: np.dtype[Any]
-    output_dtype: np.dtype[Any]
+    outputs: tuple[OutputTensor, ...]
+    sizes: SizeRange | None = None
 
     @property
-    def image_bytes(self) -> int:
+    def task(self) -> Task:
+        """What comes out."""
+        return Task.CLASSIFY if self.outputs[0].name == LOGITS else Task.FEATURES
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of image_shape."""
+        return self.image_shape[1], self.image_shape[2]
+
+    @property
+    def largest_size(self) -> tuple[int, int]:
+        """(H, W) that buffers must hold."""
+        return self.image_size if self.sizes is None else self.sizes.max
+
+    @property
+    def classes(self) -> int:
+        """Width of a classifier's logits."""
+        return self.outputs[0].channels
+
+    @property
+    def output_dtype(self) -> np.dtype[Any]:
+        """Of all outputs."""
+        return self.outputs[0].dtype
+
+    def image_bytes(self, image_size: tuple[int, int]) -> int:
         """Size of one image in the engine's input type."""
-        channels, height, width = self.image_shape
-        return channels * height * width * self.input_dtype.itemsize
-
-    @property
-    def logit_bytes(self) -> int:
-        """Size of one image's logits in the engine's output type."""
-        return self.classes * self.output_dtype.itemsize
+        return self.image_shape[0] * math.prod(image_size) * self.input_dtype.itemsize
 
     def batch_of(self, shape: tuple[int, ...]) -> int:
         """The batch size of images of that shape.
@@ -50,9 +96,10 @@ class EngineIO:
         Raises:
             EngineError: the engine does not take them.
         """
-        profile, wanted = self.profile, self.image_shape
-        if len(shape) != 4 or tuple(shape[1:]) != wanted:
-            raise EngineError(f"images have shape {tuple(shape)}", f"this engine takes [B, {', '.join(map(str, wanted))}]")
+        profile = self.profile
+        wrong = wrong_images(tuple(shape), self.image_shape, self.sizes)
+        if wrong is not None:
+            raise wrong
         if not profile.min <= shape[0] <= profile.max:
             raise EngineError(
                 f"a batch of {shape[0]} is outside the engine's profile {profile.min}..{profile.max}",
@@ -69,24 +116,33 @@ class EngineIO:
         """
         import tensorrt as trt
 
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        if sorted(names) != sorted((INPUT_NAME, OUTPUT_NAME)):
-            raise EngineError(f"the engine's tensors are {', '.join(names)}, not {INPUT_NAME} and {OUTPUT_NAME}", REBUILD)
+        names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
+        wanted = (LOGITS,) if LOGITS in names else MAPS
+        if names != {INPUT_NAME, *wanted}:
+            listed = ", ".join(sorted(names))
+            raise EngineError(
+                f"the engine's tensors are {listed}, not {INPUT_NAME} and {LOGITS} or the maps {', '.join(MAPS)}", REBUILD
+            )
         types: dict[trt.DataType, np.dtype[Any]] = {
             trt.DataType.FLOAT: np.dtype(np.float32),
             trt.DataType.HALF: np.dtype(np.float16),
         }
-        dtypes = []
-        for name in (INPUT_NAME, OUTPUT_NAME):
+        dtypes = {}
+        for name in (INPUT_NAME, *wanted):
             dtype = engine.get_tensor_dtype(name)
             if dtype not in types:
                 raise EngineError(f"the engine's {name} has type {dtype}, neither FLOAT nor HALF", REBUILD)
-            dtypes.append(types[dtype])
-        _, channels, height, width = engine.get_tensor_shape(INPUT_NAME)
-        classes = engine.get_tensor_shape(OUTPUT_NAME)[1]
-        return cls(_profile_of(engine), (int(channels), int(height), int(width)), int(classes), dtypes[0], dtypes[1])
-
-
-def _profile_of(engine: trt.ICudaEngine) -> BatchProfile:
-    low, opt, high = engine.get_tensor_profile_shape(INPUT_NAME, 0)
-    return BatchProfile(int(low[0]), int(opt[0]), int(high[0]))
+            dtypes[name] = types[dtype]
+        low, opt, high = (tuple(map(int, shape)) for shape in engine.get_tensor_profile_shape(INPUT_NAME, 0))
+        strides = (0,) if wanted == (LOGITS,) else STAGE_STRIDES
+        outputs = tuple(
+            OutputTensor(name, dtypes[name], int(engine.get_tensor_shape(name)[1]), stride)
+            for name, stride in zip(wanted, strides, strict=True)
+        )
+        return cls(
+            profile=BatchProfile(low[0], opt[0], high[0]),
+            image_shape=(opt[1], opt[2], opt[3]),
+            input_dtype=dtypes[INPUT_NAME],
+            outputs=outputs,
+            sizes=None if low[2:] == high[2:] else SizeRange((low[2], low[3]), (opt[2], opt[3]), (high[2], high[3])),
+        )

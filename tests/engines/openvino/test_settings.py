@@ -31,6 +31,13 @@ def test_half_precision_becomes_what_the_device_multiplies_and_says_so(
     assert bool(words) == bool(found.note)
 
 
+@pytest.mark.parametrize(("capabilities", "hint"), [(PLAIN, FP32), (WITH_BF16, BF16), (WITH_FP16, FP32)])
+def test_bf16_never_becomes_fp16_whose_range_is_too_short(capabilities: tuple[str, ...], hint: str) -> None:
+    found = arithmetic_for(Precision.BF16, "CPU", capabilities)
+    assert found.hint == hint
+    assert bool(found.note) == (hint == FP32)
+
+
 @pytest.mark.parametrize("capabilities", [PLAIN, WITH_BF16, WITH_FP16])
 def test_fp32_is_never_shortened(capabilities: tuple[str, ...]) -> None:
     assert arithmetic_for(Precision.FP32, "CPU", capabilities) == settings.Arithmetic(FP32)

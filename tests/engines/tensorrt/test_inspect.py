@@ -7,7 +7,6 @@ import json
 import pytest
 from inspector_answers import engine_answer, layer, quantised_nodes, tactic_of
 
-from gmf_edge.engines.tensorrt.backend import trtexec_files
 from gmf_edge.engines.tensorrt.inspect import (
     EngineLayer,
     layer_records,
@@ -156,13 +155,3 @@ def test_an_answer_without_details_is_refused(text: str, message: str) -> None:
 )
 def test_spellings_of_types(text: str, precision: str | None) -> None:
     assert precision_of_type(text) == precision
-
-
-def test_exported_files_open_in_nvidias_viewers() -> None:
-    answer = engine_answer("10.13.3", "fp16")
-    layers, profile = trtexec_files(json.dumps(answer), [("a", 3.0), ("a", 1.0)], 10)
-    assert json.loads(layers) == answer
-    head, first, second = json.loads(profile)
-    assert head == {"count": 10}
-    assert first == {"name": "a", "timeMs": 30.0, "averageMs": 3.0, "medianMs": 3.0, "percentage": 75.0}
-    assert second["percentage"] == 25.0

@@ -11,7 +11,7 @@ from gmf_edge.engines.tensorrt.cuda import Device
 from gmf_edge.engines.tensorrt.options import TensorRTOptions, options_from_trtexec
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import EnvironmentProblem, SpecError
-from gmf_edge.spec import BatchProfile, Precision
+from gmf_edge.spec import BatchProfile, Precision, SizeRange
 
 A100 = Device("NVIDIA A100-SXM4-80GB", "8.0", 108, 81050, False, "12.6", "12.6", "550.54.15", "")
 ORIN = Device("Orin", "8.7", 16, 30697, True, "12.6", "12.6", "540.4.0", "MAXN")
@@ -152,9 +152,22 @@ def test_what_cannot_be_read_is_refused(argument: str, message: str) -> None:
         options_from_trtexec([argument])
 
 
-def test_two_image_sizes_are_refused() -> None:
-    with pytest.raises(SpecError, match="64x64, 96x96"):
-        options_from_trtexec(["--minShapes=images:1x3x64x64", "--maxShapes=images:8x3x96x96"])
+def test_several_image_sizes_are_a_range() -> None:
+    request = options_from_trtexec(
+        ["--minShapes=images:1x3x64x96", "--optShapes=images:2x3x96x96", "--maxShapes=images:4x3x128x160"]
+    )
+    assert request.sizes == SizeRange((64, 96), (96, 96), (128, 160))
+    assert (request.image_size, request.profile) == ((96, 96), BatchProfile(1, 2, 4))
+    assert options_from_trtexec(["--shapes=images:2x3x64x96"]).sizes is None
+    with pytest.raises(SpecError, match="out of order"):
+        options_from_trtexec(["--minShapes=images:1x3x128x64", "--maxShapes=images:1x3x96x96"])
+
+
+def test_bf16_is_a_precision_and_not_one_beside_fp16() -> None:
+    assert options_from_trtexec(["--bf16"]).precision is Precision.BF16
+    assert options_from_trtexec(["--bf16", "--int8"]).precision is Precision.INT8
+    with pytest.raises(SpecError, match="--fp16 and --bf16 were both given"):
+        options_from_trtexec(["--fp16", "--bf16"])
 
 
 @pytest.mark.parametrize(

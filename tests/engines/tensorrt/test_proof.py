@@ -47,6 +47,21 @@ def test_what_runs_is_proved(version: str, products: Precision) -> None:
         assert proof.reason == "6 of 6 quantised layers run in INT8"
 
 
+@pytest.mark.parametrize("version", VERSIONS[1:])
+def test_bf16_is_proved_by_bf16_and_refuted_by_fp16_and_fp32(version: str) -> None:
+    proof = proof_of(engine_answer(version, "bf16"), Precision.BF16)
+    assert (proof.verdict, set(proof.shares)) == (PROVED, {"bf16", "fp32"})
+    assert "of the work runs in bf16" in proof.reason
+    for products in ("fp16", "fp32"):
+        refused = proof_of(engine_answer(version, products), Precision.BF16)
+        assert refused.verdict == REFUTED
+        assert "no layer of the engine runs in bf16" in refused.reason
+    mixed = proof_of(engine_answer(version, "bf16", stem="fp16"), Precision.BF16)
+    assert mixed.verdict == REFUTED
+    assert "1 layers run in fp16: stem/Conv" in mixed.reason
+    assert proof_of(engine_answer(version, "bf16"), Precision.FP16).verdict == REFUTED
+
+
 @every_schema
 def test_layers_that_do_not_run_in_int8_are_named(version: str) -> None:
     answer = engine_answer(version, "int8", with_qdq=True)
