@@ -41,9 +41,6 @@ SCHEMA = 1
 MANIFEST, REPORT, GOLDEN, REFERENCE, LABELS = "manifest.json", "report.json", "golden.npz", "reference.npz", "labels.txt"
 RANGES, MEASUREMENTS, PAGE, REPRODUCE = "ranges.json", "measurements.npz", "report.html", "reproduce.sh"
 _SELF = "manifest_sha256"
-# of the manifest's fields that no class of their own checks
-_KINDS: dict[str, type] = dict.fromkeys(("classes", "class_ids", "rewriting", "engine_files"), list)
-_KINDS |= dict.fromkeys(("graphs", "lowering", "versions", "request", "files"), dict)
 _REBUILD = "build or export it again"
 
 
@@ -119,9 +116,6 @@ class Manifest:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Manifest:
         """The inverse of to_json; KeyError, TypeError, ValueError or SpecError where it is not one."""
-        for name, kind in _KINDS.items():
-            if type(values[name]) is not kind:
-                raise TypeError(f"{name} is no {kind.__name__}")
         model = ModelSpec.from_json(values["model"])
         gate = Gate if model.task is Task.CLASSIFY else MapGate
         return cls(
@@ -240,6 +234,8 @@ def open_bundle(folder: Path) -> Bundle:
         )
     try:
         manifest = Manifest.from_json(values)
+        if manifest.to_json() != {key: value for key, value in values.items() if key != _SELF}:
+            raise ValueError("a field is missing, unknown or of another kind")
         _require_sound(manifest)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, GmfEdgeError) as error:
         raise BundleError(f"{folder / MANIFEST} is not a manifest: {error!r}", _REBUILD) from error
@@ -269,6 +265,8 @@ def _require_sound(manifest: Manifest) -> None:
         raise TypeError("a name or a version that is no text")
     if len(manifest.classes) != manifest.model.num_classes or len(manifest.class_ids) not in (0, len(manifest.classes)):
         raise ValueError(f"{len(manifest.classes)} names of {manifest.model.num_classes} classes")
+    if not all(type(size) is int for size in vars(manifest.profile).values()):
+        raise TypeError("a batch size that is no whole number")
     if manifest.io_dtype not in IO_DTYPES:
         raise ValueError(f"the type {manifest.io_dtype!r}")
     if manifest.preprocess.image_size != manifest.model.image_size:
