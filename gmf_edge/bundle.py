@@ -134,7 +134,7 @@ class Manifest:
             versions=dict(values["versions"]),
             engine_files=tuple(values["engine_files"]),
             evaluation=values["evaluation"],
-            request=dict(values["request"]),
+            request=dict(values.get("request") or {}),
             files=dict(values["files"]),
             sizes=SizeRange.from_json(values.get("sizes")),
         )

@@ -379,17 +379,13 @@ class BuildSpec:
         if self.num_classes is not None and self.num_classes < 1:
             raise SpecError(f"num_classes is {self.num_classes}", "give --num-classes at least 1, or leave it out")
         if not 0 <= self.seed <= LARGEST_SEED:
-            raise SpecError(f"--seed is {self.seed}", f"give 0 to {LARGEST_SEED}")
+            raise SpecError(f"--seed is {self.seed}", f"give --seed 0 to {LARGEST_SEED}")
         if self.eval_images is not None and self.eval_images < 1:
             raise SpecError(f"--eval-images is {self.eval_images}", "give at least 1, or leave it out for all")
         if self.io_dtype not in IO_DTYPES:
             raise SpecError(f"unknown I/O dtype {self.io_dtype!r}", f"give --io-dtype one of {', '.join(IO_DTYPES)}")
         if self.precision is not Precision.INT8 and (self.calibration_data or self.ranges or self.auto):
             raise SpecError(f"calibration was given for {self.precision.value}", "use --precision int8 or auto, or leave it out")
-        if self.crop_pct is not None:
-            Preprocess((SIZE_MULTIPLE, SIZE_MULTIPLE), crop_pct=self.crop_pct)
-        if self.image_size is not None:
-            check_size(self.image_size)
         if self.sizes is not None and self.task is not Task.FEATURES:
             raise SpecError(
                 "several image sizes were asked of a classifier, whose accuracy is that of one", "give one --image-size"
@@ -405,6 +401,10 @@ class BuildSpec:
             raise SpecError(
                 "--max-drop is in points of top-1, which a backbone has not", "leave it out: each map has limits of its own"
             )
+        if self.crop_pct is not None:
+            Preprocess((SIZE_MULTIPLE, SIZE_MULTIPLE), crop_pct=self.crop_pct)
+        if self.image_size is not None:
+            check_size(self.image_size)
         if not self.budget_minutes > 0:
             raise SpecError(f"--budget-minutes is {self.budget_minutes}", "give minutes above 0")
         _ = self.gate

@@ -1,8 +1,8 @@
 """The command line: parse, one library call, print. The same calls work from Python.
 
 Results and the last line (PASSED or FAILED and why) go to standard output, progress and errors to standard error. Exit status: 0 done,
-1 failure, 2 usage, 3 accuracy, 4 environment, 5 worse than what it was compared with, 128 and its number where a signal
-ended it (130 Ctrl-C, 143 SIGTERM).
+1 failure, 2 usage, 3 accuracy, 4 environment, 5 worse than what it was compared with, 128 and its number where a signal ended it (130
+Ctrl-C, 143 SIGTERM).
 
 options    every option that several verbs share, once
 screen     what is printed

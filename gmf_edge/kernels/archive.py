@@ -17,16 +17,18 @@ from numpy.typing import NDArray
 
 from gmf_edge.errors import KernelError
 from gmf_edge.kernels.compile import KERNELS, TYPES, KernelTable
+from gmf_edge.kernels.layout import TILINGS
 from gmf_edge.kernels.pack import packed_arrays
 from gmf_edge.ops.group_mix_attention import FLOAT_INPUTS, INPUT_NAMES, OP_TYPE
 
 if TYPE_CHECKING:
     import onnx
 
-MAGIC = b"GMFKRN01"
+MAGIC = b"GMFKRN02"
 HEADER = struct.Struct("<8sII")
-# kernel, entry, arch, S, type, T, warps, shared bytes, arguments, zero, scale, epsilon, offset, size, SHA-256
-RECORD = struct.Struct("<16s64s8I2f2Q32s")
+# kernel, entry, arch, S, type, tiling (0: none, else 1 + its place in TILINGS), T, parts, warps, shared bytes, arguments, zero, scale,
+# epsilon, offset, size, SHA-256
+RECORD = struct.Struct("<16s64s10I2f2Q32s")
 ATTRIBUTE = "kernels"
 # what TensorRT's parser looks a plugin up by
 PLUGIN_VERSION, PLUGIN_NAMESPACE = "1", ""
@@ -48,7 +50,9 @@ def kernel_archive(
         KernelError: an image is missing or is not the one that was compiled.
     """
     archs = archs or tuple(dict.fromkeys(image.arch for image in table.images))
-    images = [table.image_of(kernel, arch, segment_dim, dtype) for arch in archs for kernel in (KERNELS[1:] if packed else KERNELS)]
+    uses = [] if packed else [(KERNELS[0], "")]
+    uses += [(kernel, tiling) for kernel in KERNELS[1:] for tiling in TILINGS]
+    images = [table.image_of(kernel, arch, segment_dim, dtype, tiling) for arch in archs for kernel, tiling in uses]
     cubins = [table.read_cubin(image) for image in images]
     records, offset = [], HEADER.size + RECORD.size * len(images)
     for image, cubin in zip(images, cubins, strict=True):
@@ -61,7 +65,9 @@ def kernel_archive(
                 int(image.arch.removeprefix("sm_")),
                 image.segment_dim,
                 TYPES.index(image.dtype),
+                1 + TILINGS.index(image.tiling) if image.tiling else 0,
                 image.tile_tokens,
+                image.parts,
                 image.warps,
                 image.shared_bytes,
                 len(image.arguments),

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from gmf_edge.errors import EnvironmentProblem, KernelError
-from gmf_edge.kernels.layout import tile_of
+from gmf_edge.kernels.layout import Tiling, padded_dim, tilings_of
 from gmf_edge.ops.group_mix_attention import INPUT_NAMES, LAYER_NORM_EPSILON, node_attributes
 from gmf_edge.spec import ModelSpec
 
@@ -31,9 +31,11 @@ ARCHITECTURES = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103"
 KERNELS = ("pack_weights", "aggregate", "attend")
 TYPES = ("fp16", "bf16", "fp32")
 TABLE_FILE = "kernels.json"
-SCHEMA = 2
+SCHEMA = 3
 # Triton appends two pointers (global and profile scratch) that these kernels never read: pass null
 HIDDEN_ARGUMENTS = ("global_scratch", "profile_scratch")
+# of pack_weights
+PACK_WARPS = 4
 # beyond this a launch has to opt in
 STATIC_SHARED_BYTES = 48 * 1024
 
@@ -46,10 +48,11 @@ class KernelImage:
         kernel: of KERNELS.
         arch: of ARCHITECTURES; the cubin runs there only.
         segment_dim: S.
+        tiling: of layout.TILINGS, or empty for pack_weights, which has none.
         dtype: of TYPES, the type of qkv, weights and output.
         entry: name of the function in the cubin.
         arguments: names in launch order, that is the source's, then HIDDEN_ARGUMENTS.
-        tile_tokens, warps: T and warps of 32 threads of a block.
+        tile_tokens, parts, warps: T, programs that share a segment's channels in `attend`, and warps of 32 threads of a block.
         scale, epsilon: what is compiled in; 0 where the kernel reads none.
         registers, spill_bytes, stack_bytes, shared_bytes: by ptxas -v and Triton, per thread and per block.
         cubin, ptx: file names beside the table.
@@ -59,10 +62,12 @@ class KernelImage:
     kernel: str
     arch: str
     segment_dim: int
+    tiling: str
     dtype: str
     entry: str
     arguments: tuple[str, ...]
     tile_tokens: int
+    parts: int
     warps: int
     scale: float
     epsilon: float
@@ -87,17 +92,34 @@ class KernelTable:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """One row a kernel, for printing."""
-        names = ("arch", "segment_dim", "kernel", "dtype", "registers", "spill_bytes", "shared_bytes", "warps", "tile_tokens")
+        names = (
+            "arch",
+            "segment_dim",
+            "kernel",
+            "tiling",
+            "dtype",
+            "registers",
+            "spill_bytes",
+            "shared_bytes",
+            "warps",
+            "tile_tokens",
+        )
         return [{name: getattr(image, name) for name in names} | {"sha256": image.sha256[:12]} for image in self.images]
 
-    def image_of(self, kernel: str, arch: str, segment_dim: int, dtype: str) -> KernelImage:
-        """The image for one use.
+    def image_of(self, kernel: str, arch: str, segment_dim: int, dtype: str, tiling: str) -> KernelImage:
+        """The image for one use; pack_weights has the tiling "".
 
         Raises:
             KernelError: it was not compiled.
         """
         for image in self.images:
-            if (image.kernel, image.arch, image.segment_dim, image.dtype) == (kernel, arch, segment_dim, dtype):
+            if (image.kernel, image.arch, image.segment_dim, image.dtype, image.tiling) == (
+                kernel,
+                arch,
+                segment_dim,
+                dtype,
+                tiling,
+            ):
                 return image
         held = ", ".join(sorted({f"{i.arch} S={i.segment_dim} {i.dtype}" for i in self.images}))
         raise KernelError(
@@ -178,7 +200,7 @@ def compile_widths(
     if dtype not in TYPES:
         raise KernelError(f"unknown kernel type {dtype!r}", f"use {', '.join(TYPES)}")
     for segment_dim in segment_dims:
-        tile_of(segment_dim)  # refuses nonsense before a process is started
+        tilings_of(segment_dim)  # refuses nonsense before a process is started
     out.mkdir(parents=True, exist_ok=True)
     # a compilation that does not finish must not leave a table
     (out / TABLE_FILE).unlink(missing_ok=True)
@@ -215,17 +237,20 @@ def _compile_job(job: dict[str, Any]) -> None:
     out = Path(job["out"])
     _prefer_newer_ptxas()
     images = [
-        _compile_one(kernel, arch, segment_dim, job["dtype"], job["epsilon"], out)
+        _compile_one(kernel, arch, segment_dim, tiling, job["dtype"], job["epsilon"], out)
         for arch in job["archs"]
         for segment_dim in job["segment_dims"]
         for kernel in KERNELS
+        for tiling in ((None,) if kernel == "pack_weights" else tilings_of(segment_dim, job["dtype"]))
     ]
     versions = {arch: _ptxas_version(_ptxas_of(arch)) for arch in job["archs"]}
     table = {"schema": SCHEMA, "triton": triton.__version__, "ptxas": versions, "kernels": [asdict(image) for image in images]}
     (out / TABLE_FILE).write_text(json.dumps(table, indent=1) + "\n")
 
 
-def _compile_one(kernel: str, arch: str, segment_dim: int, dtype: str, epsilon: float, out: Path) -> KernelImage:
+def _compile_one(
+    kernel: str, arch: str, segment_dim: int, tiling: Tiling | None, dtype: str, epsilon: float, out: Path
+) -> KernelImage:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -234,9 +259,12 @@ def _compile_one(kernel: str, arch: str, segment_dim: int, dtype: str, epsilon: 
 
     function = getattr(kernels, kernel)
     names = tuple(function.arg_names)
-    tile = tile_of(segment_dim)
     scale = float(node_attributes(1, 1, 5 * segment_dim)["scale"])
-    constants = constants_of(names, segment_dim, scale, epsilon)
+    constants: dict[str, int | float] = {"S": segment_dim, "P": padded_dim(segment_dim)}
+    options = {"num_warps": PACK_WARPS, "num_stages": 1}
+    if tiling is not None:
+        constants = {**tiling.constants_of(kernel, segment_dim), **({"SCALE": scale} if "SCALE" in names else {"EPSILON": epsilon})}
+        options = tiling.tile_of(kernel).options
     signature = {name: "constexpr" if name in constants else argument_type(name, dtype) for name in names}
     pointers = [index for index, name in enumerate(names) if signature[name].startswith("*")]
     source = ASTSource(
@@ -247,7 +275,6 @@ def _compile_one(kernel: str, arch: str, segment_dim: int, dtype: str, epsilon: 
         attrs={(index,): [["tt.divisibility", 16]] for index in pointers},
     )
     number = int(arch.removeprefix("sm_"))
-    options: dict[str, int] = {"num_warps": tile.warps, "num_stages": tile.stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", number, 32), options=options)
 
     arguments = (*(name for name in names if name not in constants), *HIDDEN_ARGUMENTS)
@@ -260,18 +287,20 @@ def _compile_one(kernel: str, arch: str, segment_dim: int, dtype: str, epsilon: 
     if compiled.metadata.global_scratch_size or compiled.metadata.profile_scratch_size:
         raise KernelError(f"{kernel} wants scratch memory of Triton's", "use the Triton version of constraints.txt")
 
-    stem = f"{kernel}-{arch}-s{segment_dim}-{dtype}"
+    stem = "-".join((kernel, arch, f"s{segment_dim}", *(() if tiling is None else (tiling.name,)), dtype))
     (out / f"{stem}.ptx").write_text(ptx)
     usage = _assemble(out / f"{stem}.ptx", out / f"{stem}.cubin", arch, ptx)
     return KernelImage(
         kernel=kernel,
         arch=arch,
         segment_dim=segment_dim,
+        tiling="" if tiling is None else tiling.name,
         dtype=dtype,
         entry=compiled.metadata.name,
         arguments=arguments,
-        tile_tokens=tile.tokens,
-        warps=tile.warps,
+        tile_tokens=0 if tiling is None else tiling.tile_of(kernel).tokens,
+        parts=tiling.parts if tiling is not None and kernel == "attend" else 1,
+        warps=options["num_warps"],
         scale=scale if "SCALE" in constants else 0.0,
         epsilon=epsilon if "EPSILON" in constants else 0.0,
         shared_bytes=int(compiled.metadata.shared),
@@ -282,27 +311,11 @@ def _compile_one(kernel: str, arch: str, segment_dim: int, dtype: str, epsilon: 
     )
 
 
-def constants_of(names: Sequence[str], segment_dim: int, scale: float, epsilon: float) -> dict[str, int | float]:
-    """The compile-time arguments of a kernel with arguments `names`."""
-    from gmf_edge.kernels.layout import padded_dim
-
-    tile = tile_of(segment_dim)
-    known: dict[str, int | float] = {
-        "EPSILON": epsilon,
-        "SCALE": scale,
-        "S": segment_dim,
-        "P": padded_dim(segment_dim),
-        "T": tile.tokens,
-        "CHANNELS": tile.channels,
-    }
-    return {name: known[name] for name in names if name in known}
-
-
 def argument_type(name: str, dtype: str) -> str:
     """Triton's type of a run-time argument."""
     if name in ("vectors", "partials"):
         return "*fp32"
-    if name in INPUT_NAMES or name in ("matrices", "scratch", "local", "output"):
+    if name in INPUT_NAMES or name in ("matrices", "scratch", "output"):
         return f"*{dtype}"
     return "i32"
 

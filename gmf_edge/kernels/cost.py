@@ -119,6 +119,7 @@ def kernel_row(kernel: CompiledKernel) -> dict[str, Any]:
         "kernel": image.kernel,
         "arch": image.arch,
         "segment_dim": image.segment_dim,
+        "tiling": image.tiling,
         "tile_tokens": image.tile_tokens,
         "warps": image.warps,
         "registers": image.registers,
@@ -173,10 +174,10 @@ def _stage_rows(
     stages = zip(spec.segment_dims, spec.depths, spec.stage_sizes, strict=True)
     for stage, (segment_dim, depth, (height, width)) in enumerate(stages, 1):
 
-        def image_of(kernel: str, segment_dim: int) -> KernelImage:
-            return table.image_of(kernel, device.arch, segment_dim, dtype)
+        def image_of(kernel: str, segment_dim: int, tiling: str) -> KernelImage:
+            return table.image_of(kernel, device.arch, segment_dim, dtype, tiling)
 
-        block = block_of(image_of, segment_dim, height, width, batch, device.multiprocessors)
+        block = block_of(image_of, segment_dim, height, width, batch, device.multiprocessors, dtype)
         launches = [_launch_row(kernels[launch.image.sha256], launch, device) for launch in block.launches]
         instructions = sum(launch["thread_instructions"] for launch in launches)
         rows.append(
@@ -190,6 +191,7 @@ def _stage_rows(
                 "segment_dim": segment_dim,
                 "height": height,
                 "width": width,
+                "tiling": launches[0]["tiling"],
                 "launches": launches,
                 "chain_l2": sum(launch["chain_l2"] for launch in launches),
                 "chain_l1": sum(launch["chain_l1"] for launch in launches),
@@ -213,6 +215,7 @@ def _launch_row(kernel: CompiledKernel, launch: Launch, device: Device) -> dict[
     warp_instructions = sum(walk.instructions * times for walk, times, _ in programs) * grid[2] * image.warps
     return {
         "kernel": image.kernel,
+        "tiling": image.tiling,
         "grid": list(grid),
         "tile_tokens": image.tile_tokens,
         "warps": image.warps,

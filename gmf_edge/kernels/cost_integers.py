@@ -6,6 +6,7 @@ P and UP are the register files of cost_sass.py.
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 import struct
@@ -179,15 +180,15 @@ def _multiply_add(state: State, i: Instruction) -> Result:
         return None
     unsigned = "U32" in i.modifiers
     x, y = (low[0], low[1]) if unsigned else (_signed(low[0]), _signed(low[1]))
-    if "WIDE" in i.modifiers:
+    if "WIDE" in i.modifiers or "HI" in i.modifiers:
+        # the third source is 64 bits wide
         high = 0 if c in ("RZ", "URZ") or c.startswith(("0x", "-0x")) else state.read(c.removesuffix(".64"), 1)
         if high is None:
             return None
         total = x * y + (low[2] | high << 32)
         words: list[int | None] = [total & _MASK, total >> 32 & _MASK]
-        return words if len(bits_of(i.writes)) == 2 else None
-    if "HI" in i.modifiers:
-        return [(x * y + (low[2] << 32 if "RZ" not in c else 0) >> 32) & _MASK] if "RZ" in c else None
+        words = words if "WIDE" in i.modifiers else words[1:]
+        return words if len(bits_of(i.writes)) == len(words) else None
     return [(low[0] * low[1] + low[2] + more) & _MASK]
 
 
@@ -277,13 +278,25 @@ def _shift(state: State, i: Instruction) -> Result:
 
 def _scaled_add(state: State, i: Instruction) -> Result:
     sources = sources_of(i)
-    if {"HI", "X"} & set(i.modifiers) or len(sources) < 3:
+    if "X" in i.modifiers or len(sources) < 3:
         return None
+    if "HI" in i.modifiers:
+        return _scaled_add_high(state, i, sources)
     values = _values(state, sources[:3])
     if values is None:
         return None
     total = (values[0] << values[2] & _MASK) + values[1]
     return [total & _MASK, total >> 32] if len(bits_of(i.writes)) == 2 else [total & _MASK]
+
+
+def _scaled_add_high(state: State, i: Instruction, sources: Sequence[str]) -> Result:
+    """The upper half of 64 bits shifted, plus the second source; the third is their upper half unless they are a sign-extended number."""
+    values = _values(state, sources[:4])
+    if values is None or len(bits_of(i.writes)) != 1:
+        return None
+    low, added, shift = values[0], values[1], values[-1]
+    high = _MASK * (low >> 31) if "SX32" in i.modifiers else values[2]
+    return [((high << 32 | low) << shift >> 32) + added & _MASK]
 
 
 def _select(state: State, i: Instruction) -> Result:
@@ -341,6 +354,36 @@ def _usual_division(state: State, i: Instruction) -> Result:
     return [0]
 
 
+def _to_float(state: State, i: Instruction) -> Result:
+    value = state.read(i.operands[1])
+    if value is None:
+        return None
+    # integers are divided by way of a reciprocal: the numbers are small, and the rounding mode does not matter
+    return [_float_bits(float(value if "U32" in i.modifiers else _signed(value)))]
+
+
+def _reciprocal(state: State, i: Instruction) -> Result:
+    value = state.read(i.operands[1])
+    if value is None or "RCP" not in i.modifiers or _float_of(value) == 0.0:
+        return None
+    return [_float_bits(1.0 / _float_of(value))]
+
+
+def _from_float(state: State, i: Instruction) -> Result:
+    value = state.read(i.operands[1])
+    if value is None or "TRUNC" not in i.modifiers or not math.isfinite(_float_of(value)):
+        return None
+    return [int(_float_of(value)) & _MASK]
+
+
+def _float_bits(value: float) -> int:
+    return int.from_bytes(struct.pack("<f", value), "little")
+
+
+def _float_of(bits: int) -> float:
+    return float(struct.unpack("<f", bits.to_bytes(4, "little"))[0])
+
+
 _EVALUATE: dict[str, Callable[[State, Instruction], Result]] = {
     **dict.fromkeys(("MOV", "UMOV", "R2UR"), _move),
     **dict.fromkeys(("S2R", "S2UR", "CS2R"), _special),
@@ -358,5 +401,8 @@ _EVALUATE: dict[str, Callable[[State, Instruction], Result]] = {
     **dict.fromkeys(("PRMT", "UPRMT"), _permute),
     "IABS": _absolute,
     "FCHK": _usual_division,
+    "I2F": _to_float,
+    "MUFU": _reciprocal,
+    "F2I": _from_float,
     "P2R": _pack_predicates,
 }

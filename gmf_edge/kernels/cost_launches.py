@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from gmf_edge.kernels.compile import KernelImage
-from gmf_edge.kernels.layout import Geometry, plan
+from gmf_edge.kernels.layout import Geometry, choose_tiling, plan, tilings_of
 
 # launches of a block whose weights are packed
 LAUNCHES = ("aggregate", "attend")
@@ -25,15 +25,13 @@ class Launch:
         image: what is launched.
         grid: programs in three dimensions; the second is the job, the third the image of the batch.
         integers: the kernel's integer arguments by name.
+        programs: how many of the grid's have something to do.
     """
 
     image: KernelImage
     grid: tuple[int, int, int]
     integers: Mapping[str, int]
-
-    @property
-    def programs(self) -> int:
-        return self.grid[0] * self.grid[1] * self.grid[2]
+    programs: int
 
 
 @dataclass(frozen=True)
@@ -47,17 +45,25 @@ class Block:
 
 
 def block_of(
-    image_of: Callable[[str, int], KernelImage], segment_dim: int, height: int, width: int, batch: int, multiprocessors: int
+    image_of: Callable[[str, int, str], KernelImage],
+    segment_dim: int,
+    height: int,
+    width: int,
+    batch: int,
+    multiprocessors: int,
+    dtype: str = "fp16",
 ) -> Block:
     """One block's launches.
 
     Args:
-        image_of: the image of a kernel for a width.
+        image_of: the image of a kernel for a width and a tiling.
         segment_dim, height, width, batch: S, H, W, B.
         multiprocessors: of the device.
+        dtype: of compile.TYPES.
     """
-    images = [image_of(kernel, segment_dim) for kernel in LAUNCHES]
-    geometry = plan(batch, height * width, segment_dim, images[0].tile_tokens, multiprocessors)
+    chosen = choose_tiling(batch, height, width, segment_dim, multiprocessors, dtype)
+    images = [image_of(kernel, segment_dim, chosen.name) for kernel in LAUNCHES]
+    geometry = plan(batch, height, width, segment_dim, chosen, multiprocessors)
     element_bytes = 4 if images[0].dtype == "fp32" else 2
     floor = 4 * 5 * segment_dim * batch * geometry.tokens * element_bytes
     launches = tuple(_launch(image, geometry, height, width) for image in images)
@@ -67,19 +73,21 @@ def block_of(
 def reference_launch(image: KernelImage) -> Launch:
     """A launch of one tile a program, whose trip counts weigh the loops of a kernel."""
     size = REFERENCE_SIZE
-    return _launch(image, plan(1, size * size, image.segment_dim, image.tile_tokens, 1 << 10), size, size)
+    [tiling] = [tiling for tiling in tilings_of(image.segment_dim, image.dtype) if tiling.name == image.tiling]
+    return _launch(image, plan(1, size, size, image.segment_dim, tiling, 1 << 10), size, size)
 
 
 def _launch(image: KernelImage, geometry: Geometry, height: int, width: int) -> Launch:
     grid = geometry.aggregate_grid if image.kernel == "aggregate" else geometry.attend_grid
     integers = {"height": height, "width": width, "tiles_per_split": geometry.tiles_per_split, "splits": geometry.splits}
-    return Launch(image, grid, integers)
+    programs = geometry.aggregate_programs if image.kernel == "aggregate" else grid[0] * grid[1] * grid[2]
+    return Launch(image, grid, integers, programs)
 
 
 def _bytes_moved(geometry: Geometry, element_bytes: int) -> int:
-    """Every tensor once for each launch that touches it: qkv (aggregate reads k, v and segment 4, attend q), v' and the partial sums
-    written and read, the output, the weights in both."""
-    activations = (15 + 4 + 4 + 5) * geometry.segment_dim * geometry.batch * geometry.tokens * element_bytes
+    """Every tensor once for each launch that touches it: qkv, v', q' (in the output) and the partial sums written and read, the output,
+    the weights in both."""
+    activations = (15 + 4 + 4 + 4 + 4 + 5) * geometry.segment_dim * geometry.batch * geometry.tokens * element_bytes
     partials = 2 * 4 * geometry.batch * geometry.splits * 4 * geometry.partial_floats
     vectors, matrices = geometry.vectors_shape, geometry.matrices_shape
     weights = 2 * (4 * vectors[0] * vectors[1] + element_bytes * matrices[0] * matrices[1] * matrices[2])

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gmf_edge.errors import KernelError
-from gmf_edge.kernels.layout import Geometry, plan, tile_of
+from gmf_edge.kernels.layout import Geometry, Tiling, choose_tiling, plan
 from gmf_edge.ops.group_mix_attention import INPUT_NAMES, LAYER_NORM_EPSILON, input_shapes, node_attributes
 
 
@@ -41,7 +41,7 @@ def group_mix_attention(
     *,
     epsilon: float = LAYER_NORM_EPSILON,
     multiprocessors: int | None = None,
-    tile_tokens: int | None = None,
+    tiling: Tiling | None = None,
     packed: tuple[Any, Any] | None = None,
     fill: float | None = None,
 ) -> Any:
@@ -52,7 +52,7 @@ def group_mix_attention(
         height, width: H, W of the feature map.
         epsilon: of the LayerNorm.
         multiprocessors: decides how far the tokens are split; None asks the device (1 on a CPU).
-        tile_tokens: tokens per tile, a power of two of at least 16; None for the compiled kernels' choice.
+        tiling: how the work is cut; None for the compiled kernels' choice.
         packed: what `packed_weights` gave for these weights, to leave that launch out.
         fill: a value put into all memory that the kernels are to write, such as NaN in a test; None leaves it as it comes.
 
@@ -69,12 +69,11 @@ def group_mix_attention(
     batch, tokens, stacked = qkv.shape
     channels = stacked // 3
     _check_inputs(inputs, channels, batch, height * width)
-    tile = tile_of(channels // 5)
     if multiprocessors is None:
         multiprocessors = _multiprocessors(qkv)
-    geometry = plan(batch, tokens, channels // 5, tile_tokens or tile.tokens, multiprocessors)
-    constants = {"S": geometry.segment_dim, "P": geometry.padded_dim, "T": geometry.tile_tokens, "CHANNELS": tile.channels}
-    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    if tiling is None:
+        tiling = choose_tiling(batch, height, width, channels // 5, multiprocessors, "fp32" if qkv.element_size() == 4 else "fp16")
+    geometry = plan(batch, height, width, channels // 5, tiling, multiprocessors)
 
     vectors, matrices = packed or packed_weights(inputs, geometry, fill)
     scratch = qkv.new_empty(geometry.scratch_shape)
@@ -83,18 +82,17 @@ def group_mix_attention(
     if fill is not None:
         for memory in (scratch, partials, output):
             memory.fill_(fill)
-    local = output[:, :, 4 * geometry.segment_dim :]
     kernels.aggregate[geometry.aggregate_grid](
-        *(qkv, vectors, matrices, height, width, geometry.tiles_per_split, scratch, partials, local),
+        *(qkv, vectors, matrices, height, width, geometry.tiles_per_split, scratch, partials, output),
         EPSILON=epsilon,
-        **constants,
-        **options,
+        **tiling.constants_of("aggregate", geometry.segment_dim),
+        **tiling.aggregate.options,
     )
     kernels.attend[geometry.attend_grid](
-        *(qkv, vectors, matrices, scratch, partials, local, height, width, geometry.splits, output),
+        *(vectors, matrices, scratch, partials, height, width, geometry.splits, output),
         SCALE=node_attributes(height, width, channels)["scale"],
-        **constants,
-        **options,
+        **tiling.constants_of("attend", geometry.segment_dim),
+        **tiling.attend.options,
     )
     return output
 

@@ -23,6 +23,7 @@ from gmf_edge.package.delivered import (
     copy_model,
     copy_template,
     delivered_engine,
+    require_classifier,
     require_library_for,
     template,
 )
@@ -37,9 +38,10 @@ def write_cpp(bundle: Bundle, request: PackageRequest, out: Path, progress: Prog
     """Write the program and its model into `out`; notes for the user.
 
     Raises:
-        PackageError: the graph's input and output are not float32, or the engine cannot be loaded by a plain TensorRT program.
+        PackageError: no classifier, input and output that are not float32, or an engine that a plain program cannot load.
         AccuracyError: the bundle's engine is outside the gate.
     """
+    require_classifier(bundle)
     manifest = bundle.manifest
     if manifest.io_dtype != "float32":
         raise PackageError(

@@ -13,7 +13,7 @@ from typing import Any
 from gmf_edge.bundle import Bundle
 from gmf_edge.engines.tensorrt.sidecar import Sidecar
 from gmf_edge.errors import AccuracyError, PackageError, SpecError
-from gmf_edge.spec import OPSET_NEW
+from gmf_edge.spec import OPSET_NEW, Task
 
 # "images" [B, 3, H, W] -> "logits" [B, classes]: the tensors of every graph and engine (gmf_edge.model.export)
 INPUT, OUTPUT = "images", "logits"
@@ -124,6 +124,19 @@ def delivered_engine(bundle: Bundle) -> Delivered:
         dict(engine.get("execution", {})),
         str(engine["device"]),
     )
+
+
+def require_classifier(bundle: Bundle) -> None:
+    """Triton's models and the C++ programs have logits for an output.
+
+    Raises:
+        PackageError: the bundle is a backbone, whose outputs are maps.
+    """
+    if bundle.manifest.model.task is not Task.CLASSIFY:
+        raise PackageError(
+            f"{bundle.folder} is a backbone, whose outputs are maps; this format is for classifiers",
+            "use --format jetson, or the bundle itself",
+        )
 
 
 def require_library_for(sidecar: Sidecar | None, library: Path | None) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import gmf_edge
 from gmf_edge import __version__
-from gmf_edge.bundle import REPORT, Bundle, Manifest, seal
+from gmf_edge.bundle import MEASUREMENTS, PAGE, REPORT, REPRODUCE, Bundle, Manifest, seal
 from gmf_edge.engines.protocol import Progress
 from gmf_edge.errors import EnvironmentProblem, PackageError
 from gmf_edge.package.delivered import PackageRequest, copy_template, template
@@ -73,7 +73,14 @@ def _copy_bundle(bundle: Bundle, folder: Path) -> None:
     """JetPack 6 and 7 have TensorRT 10 or newer; engines and reports of other machines say nothing of this one."""
     manifest = bundle.manifest
     graphs = {key: name for key, name in manifest.graphs.items() if int(key.split("/")[1]) == OPSET_NEW}
-    left_out = {REPORT, *manifest.engine_files, *(set(manifest.graphs.values()) - set(graphs.values()))}
+    left_out = {
+        REPORT,
+        MEASUREMENTS,
+        PAGE,
+        REPRODUCE,
+        *manifest.engine_files,
+        *(set(manifest.graphs.values()) - set(graphs.values())),
+    }
     folder.mkdir()
     for name in manifest.files:
         if name not in left_out:

@@ -33,6 +33,7 @@ from gmf_edge.package.delivered import (
     PackageRequest,
     copy_model,
     delivered_engine,
+    require_classifier,
     require_library_for,
     template,
 )
@@ -54,6 +55,7 @@ def write_triton(bundle: Bundle, request: PackageRequest, out: Path, progress: P
         PackageError: the bundle is not deployed, Triton cannot serve it as it was proved, or the result is not what Triton takes.
         AccuracyError: its engine is outside the gate.
     """
+    require_classifier(bundle)
     engine = delivered_engine(bundle)
     _require_servable(bundle, engine)
     require_library_for(engine.sidecar, request.plugin_library)

@@ -172,7 +172,7 @@ def scatter(reference: NDArray[Any], engine: NDArray[Any], largest: NDArray[np.b
         x.ticks(),
         y.ticks(),
         tuple(marks),
-        caption=f"{len(reference):,} logits. The farthest from the line of equality is {figure(worst)} off.",
+        caption=f"{len(reference):,} logits, the farthest of these from the line of equality is {figure(worst)} off.",
     )
 
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import gmf_edge.report.sections as sections
 from gmf_edge import __version__
 from gmf_edge.bundle import Manifest
 from gmf_edge.errors import EnvironmentProblem
-from gmf_edge.report import sections
 from gmf_edge.report.measurements import Measurements
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -87,6 +87,10 @@ def compare(bundle: Path, other: Path) -> tuple[bool, list[str]]:
     same = [name for name in sorted(decisive) if name not in differing]
     lines = [f"same: {', '.join(same)}"] if same else []
     lines += [f"differs: {name}: {_sha256(before, name)} -> {_sha256(after, name)}" for name in differing]
+    if before["precision"] != after["precision"]:
+        lines.append(
+            f"delivered {before['precision']} -> {after['precision']}: which one is decided by the speed that was measured"
+        )
     if differing:
         changed = other_versions(before)
         lines.append(f"made with other versions: {', '.join(changed)}" if changed else "made with the same versions")

@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import gmf_edge.report.charts as charts
 from gmf_edge.bundle import PAGE, Manifest
-from gmf_edge.report import charts
 from gmf_edge.report.charts import Chart
 from gmf_edge.report.figures import figure, milliseconds, percent, points, size
 from gmf_edge.report.measurements import Measurements
@@ -40,13 +40,9 @@ def summary(manifest: Manifest, report: Report) -> dict[str, Any]:
             ("Same class as FP32 PyTorch", percent(parity["agreement"]), f"{flips:,} of {parity['images']:,} images differ")
         )
     if latency:
-        tiles.append(
-            (
-                f"Latency, batch {latency[0]['batch']}",
-                milliseconds(_decisive(latency[0])["median_ms"]),
-                f"median {measure_of(latency[0])}",
-            )
-        )
+        first = latency[0]
+        how = f"median {measure_of(first)}{'' if first['steady'] else ', unsteady'}"
+        tiles.append((f"Latency, batch {first['batch']}", milliseconds(_decisive(first)["median_ms"]), how))
         best = max(latency, key=lambda row: row["throughput"])
         tiles.append(("Throughput", f"{figure(best['throughput'])} images/s", f"at batch {best['batch']}"))
     return {

@@ -21,12 +21,12 @@ struct Header {
 struct Record {
     char kernel[16];
     char entry[64];
-    uint32_t arch, segmentDim, type, tileTokens, warps, sharedBytes, arguments, zero;
+    uint32_t arch, segmentDim, type, tiling, tileTokens, parts, warps, sharedBytes, arguments, zero;
     float scale, epsilon;
     uint64_t offset, size;
     uint8_t sha256[32];
 };
-static_assert(sizeof(Header) == 16 && sizeof(Record) == 168, "archive.py packs without padding");
+static_assert(sizeof(Header) == 16 && sizeof(Record) == 176, "archive.py packs without padding");
 
 std::string decodeBase64(std::string const& text) {
     std::string bytes;
@@ -83,7 +83,7 @@ KernelArchive::KernelArchive(std::string base64) : mBase64(std::move(base64)), m
         throw Problem("this node carries no kernels (attribute 'kernels')", "use the plugin.onnx of a bundle that was built with kernels");
     }
     std::memcpy(&header, mBytes.data(), sizeof(header));
-    if (std::memcmp(header.magic, "GMFKRN01", sizeof(header.magic)) != 0) {
+    if (std::memcmp(header.magic, "GMFKRN02", sizeof(header.magic)) != 0) {
         throw Problem("the attribute 'kernels' is not a kernel archive that this library reads", kCompileAgain);
     }
     if (header.count == 0 || header.count > (mBytes.size() - sizeof(header)) / sizeof(Record)) {
@@ -96,8 +96,8 @@ KernelArchive::KernelArchive(std::string base64) : mBase64(std::move(base64)), m
             throw Problem("the kernel archive is cut short", kCompileAgain);
         }
         KernelImage image{textOf(record.kernel, sizeof(record.kernel)), textOf(record.entry, sizeof(record.entry)), record.arch,
-            record.segmentDim, static_cast<ElementType>(record.type), record.tileTokens, record.warps, record.sharedBytes,
-            record.arguments, record.scale, record.epsilon, std::string_view(mBytes).substr(record.offset, record.size), {}};
+            record.segmentDim, static_cast<ElementType>(record.type), static_cast<TilingName>(record.tiling), record.tileTokens,
+            record.parts, record.warps, record.sharedBytes, record.arguments, record.scale, record.epsilon, std::string_view(mBytes).substr(record.offset, record.size), {}};
         std::copy(std::begin(record.sha256), std::end(record.sha256), image.sha256.begin());
         if (sha256(image.cubin.data(), image.cubin.size()) != image.sha256) {
             throw Problem("kernel " + image.kernel + " for sm_" + std::to_string(image.arch) + " does not match its digest", kCompileAgain);
@@ -106,14 +106,15 @@ KernelArchive::KernelArchive(std::string base64) : mBase64(std::move(base64)), m
     }
 }
 
-KernelImage const& KernelArchive::imageOf(std::string_view kernel, uint32_t arch) const {
+KernelImage const& KernelArchive::imageOf(std::string_view kernel, TilingName tiling, uint32_t arch) const {
     std::set<uint32_t> held;
     KernelImage const* older = nullptr;
     for (KernelImage const& image : mImages) {
-        if (image.kernel == kernel && image.arch == arch) {
+        bool const wanted = image.kernel == kernel && image.tiling == tiling;
+        if (wanted && image.arch == arch) {
             return image;
         }
-        if (image.kernel == kernel && runsOn(image.arch, arch) && (older == nullptr || image.arch > older->arch)) {
+        if (wanted && runsOn(image.arch, arch) && (older == nullptr || image.arch > older->arch)) {
             older = &image;
         }
         held.insert(image.arch);

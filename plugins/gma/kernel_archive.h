@@ -9,6 +9,9 @@
 
 namespace gmf_edge {
 
+// How a kernel cuts the work, see Tiling in gmf_edge/kernels/layout.py; pack_weights does not.
+enum class TilingName : uint32_t { kNONE = 0, kSMALL = 1, kLARGE = 2 };
+
 enum class ElementType : uint32_t { kHALF = 0, kBF16 = 1, kFLOAT = 2 };
 
 struct KernelImage {
@@ -17,7 +20,9 @@ struct KernelImage {
     uint32_t arch;      // 87 for sm_87
     uint32_t segmentDim;
     ElementType type;
+    TilingName tiling;
     uint32_t tileTokens;
+    uint32_t parts; // programs of attend that share the channels of a segment
     uint32_t warps;
     uint32_t sharedBytes;
     uint32_t arguments;
@@ -39,7 +44,7 @@ public:
     std::string const& base64() const { return mBase64; }
 
     // The image for an architecture; throws Problem with the architectures that are there.
-    KernelImage const& imageOf(std::string_view kernel, uint32_t arch) const;
+    KernelImage const& imageOf(std::string_view kernel, TilingName tiling, uint32_t arch) const;
 
 private:
     std::string mBase64;

@@ -12,7 +12,7 @@ constexpr char kRebuild[] = "build the bundle again with this version of gmf-edg
 // pointers, integers and the two of Triton's own that the kernels never read
 constexpr uint32_t kPackArguments = 19 + 2 + 2;
 constexpr uint32_t kAggregateArguments = 6 + 3 + 2;
-constexpr uint32_t kAttendArguments = 7 + 3 + 2;
+constexpr uint32_t kAttendArguments = 5 + 3 + 2;
 
 uint32_t argumentsOf(std::string const& kernel) {
     return kernel == "pack_weights" ? kPackArguments : kernel == "aggregate" ? kAggregateArguments : kAttendArguments;
@@ -49,8 +49,10 @@ LaunchCore::LaunchCore(Attributes const& attributes, std::string kernelsBase64)
                     + std::to_string(attributes.segmentDim),
                 kRebuild);
         }
-        if (image.arguments != argumentsOf(image.kernel) || image.tileTokens != mArchive->images().front().tileTokens
-            || image.type != type() || image.type > ElementType::kFLOAT) {
+        bool const tiled = image.kernel != "pack_weights";
+        bool const cut = image.tiling <= TilingName::kLARGE && tiled == (image.tiling != TilingName::kNONE)
+            && (!tiled || (image.tileTokens >= kBlockTokens && image.tileTokens % kBlockTokens == 0 && image.parts >= 1));
+        if (image.arguments != argumentsOf(image.kernel) || !cut || image.type != type() || image.type > ElementType::kFLOAT) {
             throw Problem("kernel " + image.kernel + " was compiled for another version of this library", kRebuild);
         }
         if ((image.scale != 0.0F && !near(image.scale, attributes.scale)) || (image.epsilon != 0.0F && !near(image.epsilon, attributes.epsilon))) {
@@ -70,13 +72,31 @@ void LaunchCore::checkInputs(int64_t inputs, int64_t tokens, int64_t stacked) co
     }
 }
 
-size_t LaunchCore::workspaceBytes(int64_t maxBatch) const {
-    return planWorkspace(maxBatch, tokens(), segmentDim(), tileTokens(), elementBytes(), packed()).bytes;
+int64_t LaunchCore::leastTokens() const {
+    int64_t least = 0;
+    for (KernelImage const& image : mArchive->images()) {
+        if (image.kernel == "aggregate" && (least == 0 || image.tileTokens < least)) {
+            least = image.tileTokens;
+        }
+    }
+    if (least == 0) {
+        throw Problem("the kernels of this node have no aggregate", kRebuild);
+    }
+    return least;
 }
 
-LoadedKernel LaunchCore::loadOne(std::string_view kernel, uint32_t arch) const {
-    KernelImage const& image = mArchive->imageOf(kernel, arch);
+size_t LaunchCore::workspaceBytes(int64_t maxBatch) const {
+    return planWorkspace(maxBatch, mAttributes.height, mAttributes.width, segmentDim(), leastTokens(), elementBytes(), packed()).bytes;
+}
+
+LoadedKernel LaunchCore::loadOne(KernelImage const& image) const {
     return {image.cubin.data(), hexOf(image.sha256), image.entry, image.warps, image.sharedBytes};
+}
+
+LaunchCore::Tiling LaunchCore::loadTiling(TilingName name, uint32_t arch) const {
+    KernelImage const& aggregate = mArchive->imageOf("aggregate", name, arch);
+    KernelImage const& attend = mArchive->imageOf("attend", name, arch);
+    return {loadOne(aggregate), loadOne(attend), aggregate.tileTokens, attend.tileTokens, attend.parts};
 }
 
 void LaunchCore::load() {
@@ -87,10 +107,10 @@ void LaunchCore::load() {
     // a node whose weights are packed already carries no kernel for that
     std::optional<LoadedKernel> pack;
     if (!packed()) {
-        pack = loadOne("pack_weights", device.arch);
+        pack = loadOne(mArchive->imageOf("pack_weights", TilingName::kNONE, device.arch));
     }
-    mLoaded = std::make_shared<Loaded const>(
-        Loaded{device, std::move(pack), loadOne("aggregate", device.arch), loadOne("attend", device.arch)});
+    mLoaded = std::make_shared<Loaded const>(Loaded{
+        device, std::move(pack), loadTiling(TilingName::kSMALL, device.arch), loadTiling(TilingName::kLARGE, device.arch)});
 }
 
 void LaunchCore::enqueue(int64_t batch, void const* const* inputs, void* output, void* workspace, CUstream stream) const {
@@ -98,8 +118,12 @@ void LaunchCore::enqueue(int64_t batch, void const* const* inputs, void* output,
         throw Problem("the kernels were not loaded before the first launch", "report this with the TensorRT version");
     }
     int64_t const multiprocessors = mLoaded->device.multiprocessors;
-    Geometry const geometry = planGeometry(batch, tokens(), segmentDim(), tileTokens(), multiprocessors);
-    Workspace const regions = planWorkspace(batch, tokens(), segmentDim(), tileTokens(), elementBytes(), packed());
+    int32_t height = mAttributes.height;
+    int32_t width = mAttributes.width;
+    bool const large = fillsTheDevice(batch, height, width, mLoaded->large.aggregateTokens, multiprocessors);
+    Tiling const& tiling = large ? mLoaded->large : mLoaded->small;
+    Geometry const geometry = planGeometry(batch, height, width, tiling.aggregateTokens, multiprocessors);
+    Workspace const regions = planWorkspace(batch, height, width, segmentDim(), leastTokens(), elementBytes(), packed());
     requireAligned(output, "the output");
     requireAligned(workspace, "the workspace");
     for (int64_t i = 0; i < this->inputs(); ++i) {
@@ -111,10 +135,6 @@ void LaunchCore::enqueue(int64_t batch, void const* const* inputs, void* output,
     void* scratch = region(regions.scratch);
     void* partials = region(regions.partials);
     void const* qkv = inputs[0];
-    // x_agg0 takes the last S of the output's 5S channels
-    void* local = static_cast<char*>(output) + static_cast<size_t>(kMixedSegments * segmentDim()) * elementBytes();
-    int32_t height = mAttributes.height;
-    int32_t width = mAttributes.width;
     auto tilesPerSplit = static_cast<int32_t>(geometry.tilesPerSplit);
     auto splits = static_cast<int32_t>(geometry.splits);
     void* none = nullptr;
@@ -132,14 +152,14 @@ void LaunchCore::enqueue(int64_t batch, void const* const* inputs, void* output,
     }
 
     std::array<void*, kAggregateArguments> aggregate = {
-        &qkv, &vectors, &matrices, &height, &width, &tilesPerSplit, &scratch, &partials, &local, &none, &none};
+        &qkv, &vectors, &matrices, &height, &width, &tilesPerSplit, &scratch, &partials, &output, &none, &none};
     auto const images = static_cast<uint32_t>(batch);
-    mLoaded->aggregate.launch(static_cast<uint32_t>(geometry.splits), kSegments, images, stream, aggregate.data());
+    tiling.aggregate.launch(static_cast<uint32_t>(geometry.splits), kAggregateJobs, images, stream, aggregate.data());
 
     std::array<void*, kAttendArguments> attend = {
-        &qkv, &vectors, &matrices, &scratch, &partials, &local, &height, &width, &splits, &output, &none, &none};
-    auto const tiles = static_cast<uint32_t>(divideUp(tokens(), tileTokens()));
-    mLoaded->attend.launch(tiles, kMixedSegments, images, stream, attend.data());
+        &vectors, &matrices, &scratch, &partials, &height, &width, &splits, &output, &none, &none};
+    auto const tiles = static_cast<uint32_t>(tilesOf(height, width, tiling.attendTokens));
+    tiling.attend.launch(tiles, static_cast<uint32_t>(kMixedSegments * tiling.parts), images, stream, attend.data());
 }
 
 } // namespace gmf_edge

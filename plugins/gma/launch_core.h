@@ -52,16 +52,26 @@ public:
     void enqueue(int64_t batch, void const* const* inputs, void* output, void* workspace, CUstream stream) const;
 
 private:
+    // Both kernels for one way to cut the work.
+    struct Tiling {
+        LoadedKernel aggregate;
+        LoadedKernel attend;
+        int64_t aggregateTokens; // slots of a tile
+        int64_t attendTokens;
+        int64_t parts;
+    };
     struct Loaded {
         Device device;
         std::optional<LoadedKernel> pack; // where the weights are not packed
-        LoadedKernel aggregate;
-        LoadedKernel attend;
+        Tiling small;
+        Tiling large;
     };
 
-    LoadedKernel loadOne(std::string_view kernel, uint32_t arch) const;
+    LoadedKernel loadOne(KernelImage const& image) const;
+    Tiling loadTiling(TilingName name, uint32_t arch) const;
     size_t elementBytes() const { return type() == ElementType::kFLOAT ? 4 : 2; }
-    int64_t tileTokens() const { return mArchive->images().front().tileTokens; }
+    // The least tile of `aggregate` in the archive.
+    int64_t leastTokens() const;
 
     Attributes mAttributes;
     std::shared_ptr<KernelArchive const> mArchive;

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from gmf_edge.errors import KernelError  # noqa: E402
 from gmf_edge.kernels.archive import MAGIC, RECORD, attach_kernels, kernel_archive, widths_by_type  # noqa: E402
 from gmf_edge.kernels.compile import KERNELS, TYPES, KernelTable, compile_widths  # noqa: E402
-from gmf_edge.kernels.layout import plan  # noqa: E402
+from gmf_edge.kernels.layout import TILINGS, plan, tilings_of  # noqa: E402
 from gmf_edge.kernels.pack import packed_arrays  # noqa: E402
 from gmf_edge.kernels.run import packed_weights  # noqa: E402
 from gmf_edge.ops import group_mix_attention as op  # noqa: E402
@@ -55,7 +55,7 @@ def test_numpy_and_the_kernel_pack_the_same_weights(channels: int, device: str) 
     inputs = op.random_inputs(np.random.default_rng(0), channels, 1, 9)
     weights = {name: value.astype(np.float16) for name, value in inputs.items()}
     tensors = {name: torch.from_numpy(value).to(device) for name, value in weights.items()}
-    vectors, matrices = packed_weights(tensors, plan(1, 9, channels // 5, 16, 1), fill=float("nan"))
+    vectors, matrices = packed_weights(tensors, plan(1, 3, 3, channels // 5, tilings_of(channels // 5)[0], 1), fill=float("nan"))
     expected = packed_arrays({name: weights[name] for name in op.INPUT_NAMES[1:]})
     np.testing.assert_array_equal(vectors.cpu().numpy(), expected[0])
     np.testing.assert_array_equal(matrices.cpu().numpy(), expected[1])
@@ -68,10 +68,12 @@ def test_nodes_carry_their_own_kernels(table: KernelTable) -> None:
     assert archive == kernel_archive(table, 16, packed=True)
     assert archive.startswith(MAGIC)
     # what is packed already is not packed on the GPU
-    for index, kernel in enumerate(KERNELS[1:]):
+    uses = [(kernel, tiling) for kernel in KERNELS[1:] for tiling in TILINGS]
+    for index, (kernel, tiling) in enumerate(uses):
         record = RECORD.unpack_from(archive, 16 + index * RECORD.size)
-        image = table.image_of(kernel, "sm_87", 16, "fp16")
+        image = table.image_of(kernel, "sm_87", 16, "fp16", tiling)
         offset, size = record[-3:-1]
+        assert record[5:8] == (1 + TILINGS.index(tiling), image.tile_tokens, image.parts)
         assert record[0].rstrip(b"\0").decode() == kernel
         assert archive[offset : offset + size] == table.read_cubin(image)
         assert record[-1].hex() == image.sha256

@@ -21,8 +21,8 @@ from gmf_edge.kernels.cost_launches import reference_launch
 from gmf_edge.spec import ModelSpec
 
 ARCH, S = "sm_90", 8
-# instructions a multiply-add of the depthwise loops, counted for this width; more is a regression
-MOST_INSTRUCTIONS_PER_FMA = 3.3
+# instructions a multiply-add of the depthwise loops, on average and of windows of 3, counted for this width; more is a regression
+MOST_INSTRUCTIONS_PER_FMA, MOST_OF_WINDOW_3 = 2.0, 2.4
 # a model of one width, so that one compilation serves
 SPEC = dataclasses.replace(ModelSpec.of("pico"), embed_dims=(5 * S,) * 4)
 
@@ -40,8 +40,8 @@ def costs(cost_table: KernelTable) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kernel", ["aggregate", "attend"])
 def test_the_longest_program_executes_the_multiply_adds_of_its_windows(cost_table: KernelTable, kernel: str) -> None:
-    """Trip counts are right: 7 x 7 taps of v' and k', or of CRPE and q', for S channels of T tokens, and padding at most doubles them."""
-    image = cost_table.image_of(kernel, ARCH, S, "fp16")
+    """Trip counts are right: 7 x 7 taps of v' and k', or of CRPE, for S channels of T tokens, and none in vain."""
+    image = cost_table.image_of(kernel, ARCH, S, "fp16", "large")
     compiled = CompiledKernel(image, cost_table.read_cubin(image))
     walk = compiled.walk(reference_launch(image), 0, 0)
     instructions = compiled.code.instructions
@@ -53,16 +53,16 @@ def test_the_longest_program_executes_the_multiply_adds_of_its_windows(cost_tabl
             for loop in depthwise_loops(compiled.code)
         )
     )
-    needed = 2 * 49 * S * image.tile_tokens
-    assert needed <= executed <= 2.2 * needed
+    assert executed == (2 if kernel == "aggregate" else 1) * 49 * S * image.tile_tokens
 
 
 def test_the_figures_that_matter(costs: dict[str, Any]) -> None:
     assert {row["kernel"] for row in costs["kernels"]} == {"aggregate", "attend"}
     for row in costs["kernels"]:
         assert row["spill_bytes"] == 0
-        assert row["blocks_per_multiprocessor"] >= 3
-        assert 1.0 < row["instructions_per_fma"] <= row["worst_instructions_per_fma"] <= MOST_INSTRUCTIONS_PER_FMA
+        assert row["blocks_per_multiprocessor"] >= 2
+        assert 1.0 < row["instructions_per_fma"] <= MOST_INSTRUCTIONS_PER_FMA
+        assert row["worst_instructions_per_fma"] <= MOST_OF_WINDOW_3
         assert 0 < row["loads_per_fma"] <= 0.4
         assert row["tensor_instructions"] > 0
         assert row["assumed_branches"] == 0
@@ -79,21 +79,21 @@ def test_launches_are_counted_for_the_devices_of_the_architecture(costs: dict[st
         assert row["bytes"] > row["floor_bytes"]
         assert row["chain_l1"] < row["chain_l2"] == sum(launch["chain_l2"] for launch in row["launches"])
         for launch in row["launches"]:
-            assert launch["programs"] == launch["grid"][0] * launch["grid"][1] * launch["grid"][2]
+            grid = launch["grid"][0] * launch["grid"][1] * launch["grid"][2]
+            # of the first launch's programs for q and x_agg0 every second one has nothing to do
+            assert grid // 2 < launch["programs"] <= grid
             assert launch["busy_multiprocessors"] == min(launch["programs"], 132)
             assert launch["waves"] == pytest.approx(launch["programs"] / 132 / launch["blocks_per_multiprocessor"], abs=1e-3)
             assert launch["assumed_branches"] == 0
             # every program issues at least once each of its instructions, and no launch is shorter than its longest program
             warps = launch["thread_instructions"] // 32
             assert (
-                launch["longest_instructions"] * launch["warps"]
-                <= warps
-                <= launch["longest_instructions"] * launch["warps"] * launch["programs"]
+                launch["longest_instructions"] * launch["warps"] <= warps <= launch["longest_instructions"] * launch["warps"] * grid
             )
-    # 64 images are many times the work of one, but no longer chain of their second launch
+    # 64 images are many times the work of one, in larger tiles, which share more
     first, many = by_key[1, 2], by_key[64, 2]
-    assert 50 < many["issue_us"] / first["issue_us"] < 70
-    assert many["launches"][1]["chain_l2"] <= first["launches"][1]["chain_l2"]
+    assert (first["tiling"], many["tiling"]) == ("small", "large")
+    assert 30 < many["issue_us"] / first["issue_us"] < 70
     [one, all_images] = costs["totals"]
     assert one["chain_l2"] == sum(row["blocks"] * row["chain_l2"] for row in costs["launches"] if row["batch"] == 1)
     assert all_images["floor_bytes"] == 64 * one["floor_bytes"]

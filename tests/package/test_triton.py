@@ -22,6 +22,7 @@ from gmf_edge.errors import AccuracyError, PackageError, SpecError
 from gmf_edge.image import input_from_file
 from gmf_edge.package import PackageRequest, package_bundle, triton
 from gmf_edge.package.triton_config import Symbol, check_repository, missing_schema, parsed, to_pbtxt
+from gmf_edge.spec import MAP_GATES
 
 needs_schema = pytest.mark.skipif(missing_schema() is not None, reason=f"{missing_schema()}: pip install tritonclient protobuf")
 STAND_IN = Path(__file__).parent / "triton_stand_in"
@@ -189,8 +190,8 @@ def test_a_broken_configuration_is_refused(case: str, pico_fp16: Path, tmp_path:
     path.write_text(text.replace(right, wrong))
     with pytest.raises(PackageError, match=re.escape(said)) as raised:
         check_repository(repository)
-    # the ensemble is where it shows that two models do not fit
-    assert f"{'gmf_pico_pictures' if 'fit' in said else model}/config.pbtxt: " in str(raised.value)
+    # that two models do not fit shows in the ensemble
+    assert f"{'gmf_pico_pictures' if 'fit' in said else model}/config.pbtxt" in str(raised.value)
 
 
 @needs_schema
@@ -272,6 +273,18 @@ def test_what_cannot_be_served_is_refused(
     with pytest.raises(SpecError, match="--name"):
         packaged(pico_fp16, out, name="../up")
     assert not out.exists()
+
+
+@pytest.mark.parametrize("form", ["triton", "cpp"])
+def test_a_backbone_is_for_a_jetson_only(form: str, pico_fp16: Path, copied: Callable[[Path], Path], tmp_path: Path) -> None:
+    backbone = copied(pico_fp16)
+    manifest = open_bundle(backbone).manifest
+    values = manifest.to_json()
+    model = {**values["model"], "task": "features", "num_classes": 0}
+    seal(backbone, Manifest.from_json({**values, "model": model, "gate": vars(MAP_GATES[manifest.precision]), "classes": []}))
+    with pytest.raises(PackageError, match="is a backbone, whose outputs are maps"):
+        package_bundle(backbone, form, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_only_a_package_is_replaced(pico_fp16: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

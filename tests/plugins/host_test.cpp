@@ -2,7 +2,7 @@
 //
 //   plugin_host_test LIBRARY KERNELS   KERNELS: a file with the attribute `kernels`, S = 16, FP16, sm_80 to sm_90, T = 64;
 //                                      `aggregate` for sm_90 wants 64 KB of shared memory
-//   plugin_host_test --geometry        reads "batch tokens S T multiprocessors" lines, prints splits, tiles per split and the sizes
+//   plugin_host_test --geometry        reads "batch H W S T multiprocessors" lines, prints splits, tiles per split, whether T fills the device, the sizes
 #include "geometry.h"
 #include "mock_cuda.h"
 
@@ -79,6 +79,11 @@ private:
 };
 
 constexpr int32_t kS = 16, kH = 14, kW = 10, kN = kH * kW, kC = 5 * kS;
+// slots in a tile, and programs that share a segment in `attend`, of the fake kernels
+struct Tiles {
+    int64_t aggregate, attend, parts;
+};
+constexpr Tiles kSmall{16, 32, 2}, kLarge{64, 128, 1};
 
 struct Node {
     int32_t height = kH, width = kW, segmentDim = kS, packed = 0;
@@ -139,7 +144,10 @@ struct Memory {
 // The launches of one enqueue, as the kernels' signatures want them; packed weights need no pack_weights.
 void checkLaunches(mock::State& gpu, Memory& memory, int32_t batch, cudaStream_t stream, bool packed) {
     CHECK(gpu.launches.size() == (packed ? 2 : 3));
-    auto const geometry = gmf_edge::planGeometry(batch, kN, kS, 64, gpu.multiprocessors);
+    // 14 rows of three blocks: three large tiles an image
+    bool const large = batch * 6 * 3 >= 2 * gpu.multiprocessors;
+    Tiles const& tiles = large ? kLarge : kSmall;
+    auto const geometry = gmf_edge::planGeometry(batch, kH, kW, tiles.aggregate, gpu.multiprocessors);
     mock::Launch const& pack = gpu.launches.front();
     mock::Launch const& aggregate = gpu.launches[gpu.launches.size() - 2];
     mock::Launch const& attend = gpu.launches.back();
@@ -159,17 +167,19 @@ void checkLaunches(mock::State& gpu, Memory& memory, int32_t batch, cudaStream_t
         // both of the others read what pack wrote
         CHECK(aggregate.pointers[1] == pack.pointers[19] && aggregate.pointers[2] == pack.pointers[20]);
     }
-    CHECK(aggregate.entry == "aggregate" && aggregate.grid[0] == static_cast<uint32_t>(geometry.splits));
-    CHECK(aggregate.grid[1] == 5 && aggregate.grid[2] == static_cast<uint32_t>(batch));
-    CHECK(attend.entry == "attend" && attend.grid[0] == 3 && attend.grid[1] == 4 && attend.grid[2] == static_cast<uint32_t>(batch));
-    CHECK(aggregate.pointers[0] == memory.inputs[0] && attend.pointers[6] == memory.output.data());
-    // x_agg0 starts behind the 4S attended channels; no byte of the output stays unwritten
-    CHECK(static_cast<char*>(aggregate.pointers[5]) == memory.output.data() + 4 * kS * 2);
+    CHECK(aggregate.entry == (large ? "aggregate_large" : "aggregate_small"));
+    CHECK(aggregate.grid[0] == static_cast<uint32_t>(geometry.splits) && aggregate.grid[1] == 9);
+    CHECK(attend.entry == (large ? "attend_large" : "attend_small"));
+    CHECK(attend.grid[0] == (large ? 2 : 6) && attend.grid[1] == 4 * tiles.parts);
+    CHECK(aggregate.grid[2] == static_cast<uint32_t>(batch) && attend.grid[2] == static_cast<uint32_t>(batch));
+    // q' and x_agg0 go to the output, where attend finds q'; no byte of it stays unwritten
+    CHECK(aggregate.pointers[0] == memory.inputs[0] && attend.pointers[4] == memory.output.data());
+    CHECK(aggregate.pointers[5] == memory.output.data());
     for (char const byte : memory.output) {
         CHECK(byte == 5 || byte == 6);
     }
     // attend reads what aggregate wrote
-    CHECK(std::equal(attend.pointers.begin(), attend.pointers.begin() + 6, aggregate.pointers.begin()));
+    CHECK(std::equal(attend.pointers.begin(), attend.pointers.begin() + 5, aggregate.pointers.begin() + 1));
     CHECK((aggregate.integers == std::vector<int32_t>{kH, kW, static_cast<int32_t>(geometry.tilesPerSplit)}));
     CHECK((attend.integers == std::vector<int32_t>{kH, kW, static_cast<int32_t>(geometry.splits)}));
     for (size_t i = packed ? 3 : 1; i < 5; ++i) {
@@ -219,7 +229,8 @@ void testV2(IPluginCreator& creator, mock::State& gpu, Node node) {
     size_t const bytes = plugin->getWorkspaceSize(tensors.data(), 20, tensors.data() + 20, 1);
     CHECK(bytes > 0 && theLog.text.empty());
     gpu.context = true;
-    gpu.multiprocessors = 132;
+    // small tiles up to batch 4, large ones from 5 on
+    gpu.multiprocessors = 40;
     auto* const stream = reinterpret_cast<cudaStream_t>(&node);
     {
         // before initialize there is nothing to launch, and enqueue must not load
@@ -231,7 +242,7 @@ void testV2(IPluginCreator& creator, mock::State& gpu, Node node) {
         theLog.text.clear();
     }
     CHECK(plugin->initialize() == 0);
-    int const modules = node.packed != 0 ? 2 : 3;
+    int const modules = node.packed != 0 ? 4 : 5;
     CHECK(gpu.modulesLoaded == modules);
     for (int32_t const batch : {1, 2, 3, 5, 8}) {
         Memory memory(batch, bytes);
@@ -314,12 +325,15 @@ void testV3(IPluginCreatorV3One& creator, mock::State& gpu, Node node) {
     CHECK(read != nullptr);
     plugin.reset();
     auto* loaded = static_cast<IPluginV3OneRuntime*>(read->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
+    // small tiles at every batch here in the first context, large ones from 5 on in the second
     std::unique_ptr<IPluginV3> first(loaded->attachToContext(nullptr));
+    gpu.multiprocessors = 40;
     std::unique_ptr<IPluginV3> second(loaded->attachToContext(nullptr));
-    CHECK(first != nullptr && second != nullptr && gpu.modulesLoaded == (node.packed != 0 ? 2 : 3));
+    CHECK(first != nullptr && second != nullptr && gpu.modulesLoaded == (node.packed != 0 ? 4 : 5));
     read.reset();
     auto* const stream = reinterpret_cast<cudaStream_t>(&node);
     for (IPluginV3* context : {first.get(), second.get()}) {
+        gpu.multiprocessors = context == first.get() ? 132 : 40;
         auto* running = static_cast<IPluginV3OneRuntime*>(context->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
         for (int32_t const batch : {1, 8, 5}) {
             Memory memory(batch, bytes);
@@ -338,7 +352,7 @@ void testV3(IPluginCreatorV3One& creator, mock::State& gpu, Node node) {
         theLog.text.clear();
     }
     first.reset();
-    CHECK(gpu.modulesAlive == (node.packed != 0 ? 2 : 3));
+    CHECK(gpu.modulesAlive == (node.packed != 0 ? 4 : 5));
     second.reset();
     CHECK(gpu.modulesAlive == 0);
     gpu.multiprocessors = multiprocessors;
@@ -400,7 +414,7 @@ void testRefusals(IPluginCreator& creator, mock::State& gpu, Node const& good) {
         Node fresh = good;
         auto* plugin = creator.createPlugin("node", fresh.asFields());
         CHECK(plugin != nullptr && plugin->initialize() == 0);
-        CHECK(gpu.lastImage == std::string("\x7f" "ELF attend ") + image);
+        CHECK(gpu.lastImage == std::string("\x7f" "ELF attend_large ") + image);
         plugin->destroy();
     }
     gpu.arch = 87;
@@ -437,7 +451,7 @@ void testRefusals(IPluginCreator& creator, mock::State& gpu, Node const& good) {
     int const loaded = gpu.modulesLoaded;
     gpu.contextId = 2;
     auto* later = static_cast<IPluginV2DynamicExt*>(creator.createPlugin("node", fresh.asFields()));
-    CHECK(later->initialize() == 0 && gpu.modulesLoaded == loaded + 3);
+    CHECK(later->initialize() == 0 && gpu.modulesLoaded == loaded + 5);
     later->destroy();
     plugin->destroy();
 
@@ -451,13 +465,13 @@ void testRefusals(IPluginCreator& creator, mock::State& gpu, Node const& good) {
 }
 
 int printGeometry() {
-    int64_t batch = 0, tokens = 0, segment = 0, tile = 0, processors = 0;
-    while (std::cin >> batch >> tokens >> segment >> tile >> processors) {
-        auto const g = gmf_edge::planGeometry(batch, tokens, segment, tile, processors);
-        auto const w = gmf_edge::planWorkspace(batch, tokens, segment, tile, 2, false);
-        std::cout << g.splits << ' ' << g.tilesPerSplit << ' ' << gmf_edge::paddedDim(segment) << ' '
-                  << gmf_edge::Geometry::partialFloats(segment) << ' ' << gmf_edge::kVectorRows << ' ' << gmf_edge::kMatrixCount << ' '
-                  << w.bytes - w.partials << '\n';
+    int64_t batch = 0, height = 0, width = 0, segment = 0, tile = 0, processors = 0;
+    while (std::cin >> batch >> height >> width >> segment >> tile >> processors) {
+        auto const g = gmf_edge::planGeometry(batch, height, width, tile, processors);
+        auto const w = gmf_edge::planWorkspace(batch, height, width, segment, tile, 2, false);
+        std::cout << g.splits << ' ' << g.tilesPerSplit << ' ' << gmf_edge::fillsTheDevice(batch, height, width, tile, processors) << ' '
+                  << gmf_edge::paddedDim(segment) << ' ' << gmf_edge::Geometry::partialFloats(segment) << ' ' << gmf_edge::kVectorRows << ' '
+                  << gmf_edge::kMatrixCount << ' ' << gmf_edge::kAggregateJobs << ' ' << w.bytes - w.partials << '\n';
     }
     return 0;
 }

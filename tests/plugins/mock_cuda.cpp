@@ -34,10 +34,10 @@ void note(mock::Launch& launch, void** arguments) {
         std::memset(launch.pointers[20], 2, 6 * kPadded * kPadded * 2);
         return;
     }
-    // inputs, integers, outputs, then the two of Triton's own
-    bool const first = launch.entry == "aggregate";
-    int const integersAt = first ? 3 : 6;
-    for (int i = 0; i < (first ? 11 : 12); ++i) {
+    // inputs, integers, outputs, then the two of Triton's own; an entry is named after its kernel and tiling
+    bool const first = launch.entry.rfind("aggregate", 0) == 0;
+    int const integersAt = first ? 3 : 4;
+    for (int i = 0; i < (first ? 11 : 10); ++i) {
         if (i >= integersAt && i < integersAt + 3) {
             launch.integers.push_back(intAt(arguments, i));
         } else {
@@ -48,13 +48,14 @@ void note(mock::Launch& launch, void** arguments) {
     if (first) {
         std::memset(launch.pointers[3], 3, tokens * 4 * kSegment * 2);
         std::memset(launch.pointers[4], 4, launch.grid[2] * launch.grid[0] * 4 * kSegment * (2 + kSegment / 2) * 4);
-        // x_agg0: the last S of each token's 5S channels
+        // q', and x_agg0: the last S of each token's 5S channels
         for (size_t n = 0; n < tokens; ++n) {
-            std::memset(static_cast<char*>(launch.pointers[5]) + n * 5 * kSegment * 2, 5, kSegment * 2);
+            std::memset(static_cast<char*>(launch.pointers[5]) + n * 5 * kSegment * 2, 7, 4 * kSegment * 2);
+            std::memset(static_cast<char*>(launch.pointers[5]) + (n * 5 + 4) * kSegment * 2, 5, kSegment * 2);
         }
     } else {
         for (size_t n = 0; n < tokens; ++n) {
-            std::memset(static_cast<char*>(launch.pointers[6]) + n * 5 * kSegment * 2, 6, 4 * kSegment * 2);
+            std::memset(static_cast<char*>(launch.pointers[4]) + n * 5 * kSegment * 2, 6, 4 * kSegment * 2);
         }
     }
 }

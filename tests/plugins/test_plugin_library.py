@@ -10,13 +10,23 @@ import base64
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_kernels import fake_table
 
 from gmf_edge.kernels.archive import kernel_archive
-from gmf_edge.kernels.layout import MATRIX_COUNT, VECTOR_ROWS, padded_dim, plan
+from gmf_edge.kernels.layout import (
+    AGGREGATE_JOBS,
+    MATRIX_COUNT,
+    VECTOR_ROWS,
+    Tile,
+    Tiling,
+    fills_the_device,
+    padded_dim,
+    plan,
+)
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 ROOTS = [Path(root) for root in os.environ.get("TENSORRT_ROOT", "").split(":") if root]
@@ -78,24 +88,28 @@ def test_without_a_driver_the_library_loads_and_says_so(build: Path, tmp_path: P
 
 
 def test_geometry_in_cpp_is_that_of_python(build: Path) -> None:
-    cases = [
-        (batch, tokens, segment, tile, processors)
-        for batch in (1, 2, 3, 7, 8, 52, 53, 64)
-        for tokens, segment, tile in ((3136, 16, 64), (784, 32, 64), (196, 64, 64), (49, 64, 64), (9216, 48, 64), (143, 96, 16))
-        for processors in (8, 16, 132)
-    ]
+    maps = ((56, 56, 16, 64), (28, 28, 32, 32), (14, 14, 64, 16), (7, 7, 64, 32), (96, 96, 48, 64), (11, 13, 96, 16))
+    cases = [(batch, *shape, processors) for batch in (1, 2, 3, 7, 8, 52, 53, 64) for shape in maps for processors in (8, 16, 132)]
     lines = "\n".join(" ".join(map(str, case)) for case in cases)
     done = subprocess.run([str(build / "plugin_host_test"), "--geometry"], input=lines, capture_output=True, text=True, check=True)
     for case, line in zip(cases, done.stdout.splitlines(), strict=True):
-        geometry = plan(*case)
+        batch, height, width, segment_dim, tile, processors = case
+        tiling = Tiling("any", Tile(tile, 16, 4), Tile(tile, 16, 4), parts=1, merge=1)
+        geometry = plan(batch, height, width, segment_dim, tiling, processors)
         *got, partial_bytes = map(int, line.split())
         floats = geometry.partial_floats
-        assert got == [geometry.splits, geometry.tiles_per_split, padded_dim(case[2]), floats, VECTOR_ROWS, MATRIX_COUNT], case
-        # the workspace for this batch also holds the partials of every smaller one, on every GPU: its size is kept in the engine
-        for smaller in range(1, case[0] + 1):
-            for processors in (1, 8, 16, 108, 132, 160, 1024):
-                splits = plan(smaller, *case[1:4], processors).splits
-                assert partial_bytes >= smaller * splits * 4 * floats * 4, (case, smaller, processors)
+        assert got == [
+            *(geometry.splits, geometry.tiles_per_split, fills_the_device(batch, height, width, tile, processors)),
+            *(padded_dim(segment_dim), floats, VECTOR_ROWS, MATRIX_COUNT, AGGREGATE_JOBS),
+        ], case
+        # the workspace for this batch also holds the partials of every smaller one, on every GPU and with every larger tile: its size
+        # is kept in the engine
+        for larger in (tile, 4 * tile):
+            other = replace(tiling, aggregate=Tile(larger, 16, 4))
+            for smaller in range(1, batch + 1):
+                for many in (1, 8, 16, 108, 132, 160, 1024):
+                    splits = plan(smaller, height, width, segment_dim, other, many).splits
+                    assert partial_bytes >= smaller * splits * 4 * floats * 4, (case, larger, smaller, many)
 
 
 def test_the_library_that_registers_itself_gives_nothing_to_load_library(build: Path) -> None:

@@ -15,7 +15,8 @@ from gmf_edge.cli import app, run
 from gmf_edge.deploy import Result
 from gmf_edge.engines.tensorrt.options import TensorRTOptions, options_from_trtexec
 from gmf_edge.report.commands import arguments_of, engine_request_of, flag_of, relative_name, request_of
-from gmf_edge.spec import BatchProfile, BuildSpec, Precision
+from gmf_edge.sizes import SizeRange
+from gmf_edge.spec import BatchProfile, BuildSpec, Precision, Task
 from gmf_edge.weights import WeightsOrigin
 
 ORIGIN = WeightsOrigin("checkpoint", "model.pth", "a" * 64)
@@ -41,7 +42,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[BuildSpec, dict[str, An
         return Result(out, True, "", {})
 
     monkeypatch.setattr(gmf_edge.pipeline, "build", build)
-    monkeypatch.setattr("gmf_edge.cli.prepare.show_result", lambda result, as_json: None)
+    monkeypatch.setattr("gmf_edge.cli.prepare.show_result", lambda *given, **named: None)
     return calls
 
 
@@ -54,8 +55,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[BuildSpec, dict[str, An
         BuildSpec(precision=Precision.INT8, auto=True, calibration_data=Path("train"), calibration_images=40, budget_minutes=2.5),
         BuildSpec(precision=Precision.INT8, recipe="fastest", keep_int8=True, backend="openvino", profile=BatchProfile(2, 4, 16)),
         BuildSpec(precision=Precision.FP16, variant="pico", plugin_archs=("sm_87", "sm_90")),
+        BuildSpec(precision=Precision.BF16, task=Task.FEATURES, image_size=(64, 96), profile=BatchProfile(1, 1, 8)),
+        BuildSpec(
+            variant="mobile", task=Task.FEATURES, profile=BatchProfile(1, 1, 1), image_size=(96, 96),
+            sizes=SizeRange((64, 64), (96, 96), (128, 160)),
+        ),
     ],
-    ids=["defaults", "shape", "data", "auto", "int8", "kernels"],
+    ids=["defaults", "shape", "data", "auto", "int8", "kernels", "backbone", "sizes"],
 )  # fmt: skip
 def test_the_command_line_of_a_request_asks_for_the_same(spec: BuildSpec, asked: list[Any]) -> None:
     request = json.loads(json.dumps(request_of(spec, ORIGIN, EVALUATION, CALIBRATION)))
@@ -71,9 +77,9 @@ def test_the_command_line_of_a_request_asks_for_the_same(spec: BuildSpec, asked:
 def test_every_field_of_a_request_has_a_flag_of_build() -> None:
     command: Any = typer.main.get_command(app)
     flags = {flag for parameter in command.commands["build"].params for flag in parameter.opts}
-    settled = {"precision", "auto", "profile", "image_size"}
+    settled = {"precision", "auto", "profile", "image_size", "sizes"}
     assert {flag_of(field.name) for field in fields(BuildSpec) if field.name not in settled} <= flags
-    assert {"--precision", "--min-batch", "--opt-batch", "--max-batch", "--image-size"} <= flags
+    assert {"--precision", "--min-batch", "--opt-batch", "--max-batch", "--image-size", "--dynamic-size"} <= flags
 
 
 def test_files_are_kept_by_name_and_digest_and_never_by_path(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ from gmf_edge.report import Measurements, write_report_page
 from gmf_edge.report.measurements import MOST_TIMES, thinned
 from gmf_edge.report.page import report_page
 from gmf_edge.report.thumbnails import MOST_THUMBNAILS, SIDE, by_weight, thumbnails
+from gmf_edge.spec import MAP_GATES, MAPS, Precision
+from gmf_edge.verify.maps import MapNumerics, MapReport
 
 TEST_SET = Path(gmf_edge.__file__).parent / "assets" / "pico-digits-test.zip"
 HOSTILE = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>\"'>"
@@ -162,6 +164,23 @@ def test_names_of_classes_files_and_layers_stay_text(pico_fp16: Path) -> None:
     # the check itself sees what would come through
     with pytest.raises(AssertionError):
         harmless(Page(f"<p>{HOSTILE}</p>"))
+
+
+def test_a_backbone_is_told_map_by_map(pico_fp16: Path) -> None:
+    bundle = open_bundle(pico_fp16)
+    assert bundle.report is not None
+    rows = tuple(
+        MapNumerics(name, (64, 96), batch, 4, 0.0012 * batch, 0.99999, 0.5, 0.0, 12.0, 0, 0, 0) for name in MAPS for batch in (1, 2)
+    )
+    gate = vars(MAP_GATES[Precision.FP16])
+    report = {**bundle.report, "parity": MapReport(4, rows).to_json(), "gate": gate, "choice": None}
+    page = Page(report_page(bundle.manifest, report, Measurements()))
+    assert page.headings[0] == "maps"
+    assert "accuracy" not in page.headings
+    assert "Top-1" not in page.words
+    assert page.words.count("64x96") == len(rows)
+    for words in (*MAPS, "0.00240", "0.999990"):
+        assert words in page.words, words
 
 
 def test_untrained_weights_claim_no_accuracy(odd_pico: Any, brief_latency: None, tmp_path: Path) -> None:
