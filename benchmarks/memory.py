@@ -110,6 +110,7 @@ def picture_rows(folder: Path) -> list[tuple[str, float]]:
         picture.save(folder / file, **options)
         del picture
         rows.append((f"{name}, {side} x {side}", peak_mib([sys.executable, "-c", _ONE_PICTURE, folder / file]) - base))
+        print(f"{rows[-1][0]}: {rows[-1][1]:.0f} MiB", file=sys.stderr, flush=True)
         (folder / file).unlink()
     return rows
 
@@ -155,13 +156,13 @@ def main() -> None:
     verbs: list[tuple[str, float]] = []
     with tempfile.TemporaryDirectory(prefix="gmf-edge-memory-") as name:
         os.environ["GMF_EDGE_CACHE"] = str(Path(name) / "cache")
+        pictures = picture_rows(Path(name))
         for variant in given.variants:
             folder = Path(name) / variant
             folder.mkdir()
             for row in verb_rows(variant, folder, given.calibration_images):
                 print(f"{row[0]}: {row[1]:.0f} MiB", file=sys.stderr, flush=True)
                 verbs.append(row)
-        pictures = picture_rows(Path(name))
     words = " ".join(["--variants", *given.variants, "--calibration-images", *map(str, given.calibration_images)])
     text = page(verbs, pictures, time.monotonic() - started, words)
     if given.output:

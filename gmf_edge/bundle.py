@@ -234,6 +234,8 @@ def open_bundle(folder: Path) -> Bundle:
         )
     try:
         manifest = Manifest.from_json(values)
+        if manifest.to_json() != {key: value for key, value in values.items() if key != _SELF}:
+            raise ValueError("a field is missing, unknown or of another kind")
         _require_sound(manifest)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, GmfEdgeError) as error:
         raise BundleError(f"{folder / MANIFEST} is not a manifest: {error!r}", _REBUILD) from error
@@ -252,17 +254,19 @@ def _require_sound(manifest: Manifest) -> None:
             raise ValueError(f"the file {name!r} with {entry}")
     named = [*manifest.graphs.values(), *manifest.engine_files]
     foreign = [name for name in named if name not in manifest.files]
-    if foreign or not manifest.graphs or not {GOLDEN, LABELS} <= set(manifest.files):
-        raise ValueError(f"files that are not among its own: {foreign or [GOLDEN, LABELS]}")
+    if foreign or not manifest.graphs or GOLDEN not in manifest.files:
+        raise ValueError(f"files that are not among its own: {foreign or [GOLDEN]}")
     for key in manifest.graphs:
         form, opset = key.split("/")
         if not (form and opset.isdecimal()):
             raise ValueError(f"the graph {key!r}")
-    texts = (*manifest.classes, *manifest.class_ids, *manifest.versions, *manifest.versions.values())
+    texts = (manifest.model.variant, *manifest.classes, *manifest.class_ids, *manifest.versions, *manifest.versions.values())
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("a name or a version that is no text")
     if len(manifest.classes) != manifest.model.num_classes or len(manifest.class_ids) not in (0, len(manifest.classes)):
         raise ValueError(f"{len(manifest.classes)} names of {manifest.model.num_classes} classes")
+    if not all(type(size) is int for size in vars(manifest.profile).values()):
+        raise TypeError("a batch size that is no whole number")
     if manifest.io_dtype not in IO_DTYPES:
         raise ValueError(f"the type {manifest.io_dtype!r}")
     if manifest.preprocess.image_size != manifest.model.image_size:

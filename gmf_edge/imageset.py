@@ -18,6 +18,7 @@ the same pictures are the same set, with the same digest.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -386,7 +387,8 @@ def _zip_file(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError) as error:
-        with path.open("rb") as file:
+        began_as_zip = False
+        with contextlib.suppress(OSError), path.open("rb") as file:
             began_as_zip = file.read(4) == b"PK\x03\x04"
         if began_as_zip:
             raise DataError(f"{path} is a truncated or damaged .zip ({error})", "copy it again from its source") from error

@@ -9,15 +9,19 @@ from gmf_edge.errors import SpecError
 
 # the stem halves twice and three of the four stages halve once: 32 in all
 SIZE_MULTIPLE = 32
+# beyond it a request is a slip of the keyboard, and an error is kinder than a machine without memory
+MOST_PIXELS_A_SIDE = 4096
 
 
 def check_size(image_size: tuple[int, int]) -> None:
     """Refuse an image size (H, W) in pixels that the model has no maps for.
 
     Raises:
-        SpecError: a side that is no multiple of 32.
+        SpecError: a side that is no multiple of 32, or longer than MOST_PIXELS_A_SIDE.
     """
     for side, pixels in zip(("height", "width"), image_size, strict=True):
+        if pixels > MOST_PIXELS_A_SIDE:
+            raise SpecError(f"image {side} {pixels} is too large", f"give --image-size at most {MOST_PIXELS_A_SIDE}")
         if pixels < SIZE_MULTIPLE or pixels % SIZE_MULTIPLE:
             below = max(SIZE_MULTIPLE, pixels // SIZE_MULTIPLE * SIZE_MULTIPLE)
             above = below if pixels < SIZE_MULTIPLE else below + SIZE_MULTIPLE

@@ -15,7 +15,7 @@ trained on two CPU cores in minutes.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -404,7 +404,7 @@ class BuildSpec:
         if self.crop_pct is not None:
             Preprocess((SIZE_MULTIPLE, SIZE_MULTIPLE), crop_pct=self.crop_pct)
         if self.image_size is not None:
-            replace(ModelSpec.of("pico"), image_size=self.image_size)
+            check_size(self.image_size)
         if not self.budget_minutes > 0:
             raise SpecError(f"--budget-minutes is {self.budget_minutes}", "give minutes above 0")
         _ = self.gate

@@ -13,6 +13,7 @@ Throughput of several streams is measured with all of them busy, never computed 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,11 +58,12 @@ class BenchPlan:
     spin_wait: bool = False
 
     def __post_init__(self) -> None:
-        if not (
-            self.warmup_ms >= 0 and self.duration_s >= 0 and self.iterations >= 1 and all(0 < p <= 100 for p in self.percentiles)
-        ):
+        # written so that NaN is refused too
+        times_fit = 0 <= self.warmup_ms < math.inf and 0 <= self.duration_s < math.inf
+        if not times_fit or self.iterations < 1 or not all(0 < p <= 100 for p in self.percentiles):
             raise SpecError(
-                "benchmark settings are out of range", "give times of at least 0, an iteration and percentiles in 0..100"
+                "benchmark settings are out of range",
+                "give finite times of at least 0, an iteration and percentiles above 0 and at most 100",
             )
 
     def traced(self, streams: int = 1) -> TracePlan:

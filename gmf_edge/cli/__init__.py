@@ -6,13 +6,14 @@ Ctrl-C, 143 SIGTERM).
 
 options    every option that several verbs share, once
 screen     what is printed
-summary    a result on one screen
 signals    interruptions
+summary    a result on one screen
 prepare deploy bench report inspect kernels package   the verbs (bench_screen and predictions: what some of them print)
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -135,7 +136,7 @@ def _as_ours(error: Exception) -> GmfEdgeError:
     """Any exception as an error with a remedy and the documented exit status."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else ""
     if isinstance(error, _CommandLineError):
-        return SpecError(error.format_message().rstrip("."), "see 'gmf-edge --help'")
+        return _usage_error(error)
     if isinstance(error, GmfEdgeError):
         return error
     if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
@@ -144,6 +145,9 @@ def _as_ours(error: Exception) -> GmfEdgeError:
         return EnvironmentProblem(
             f"{error.name or 'a package'} cannot be loaded: {text}", "see 'gmf-edge doctor'; free memory, allow more open files"
         )
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        place = os.fsdecode(error.filename or "a path")
+        return GmfEdgeError(f"{place[:100]}: {error.strerror}", "check the path")
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
         place = os.fsdecode(error.filename) if error.filename else "a file"
         return EnvironmentProblem(f"{place}: {error.strerror}", _MACHINE_ERRORS[error.errno])
@@ -176,8 +180,9 @@ def _fail(error: GmfEdgeError, as_json: bool) -> int:
     if as_json:
         print_json({"error": error.problem, "remedy": error.remedy, "exit_status": error.exit_status})
         return error.exit_status
-    # one line each and printable, whatever is in a file's name
-    show_error(error)
+    # one line each and printable, whatever is in a file's name; and standard output may be what cannot be written
+    with contextlib.suppress(OSError):
+        show_error(GmfEdgeError(_one_line(error.problem), _one_line(error.remedy)))
     return error.exit_status
 
 

@@ -24,6 +24,7 @@ FREE = (
     "lowering.",
     "rewriting.",
     "versions.",
+    "request.",
     "evaluation",
 )
 WRONG = (None, "nonsense", -1, 2.5, [], {}, [None], "../../etc/passwd")
@@ -130,7 +131,7 @@ def manifest_fields(material: Material, rng: random.Random) -> Iterator[BadInput
             if value == right or _may_be(name, value):
                 continue
             yield bad(f"{name} = {value!r}", signed(path, value))
-    for name in ("lowering", "rewriting", "versions"):
+    for name in ("lowering", "rewriting", "versions", "request"):
         for value in (None, "nonsense", -1, [None]):
             yield bad(f"{name} = {value!r}", signed((name,), value))
     for name in ("../outside", "/etc/passwd", "a/b", "..", ""):
@@ -149,7 +150,8 @@ def _may_be(name: str, value: object) -> bool:
         (name in ("engine_files", "class_ids", "rewriting") and value == [])
         or (name == "gate.max_drop_points" and value == 2.5)
         or (name == "gate.min_cosine" and value == -1)
-        or (name == "gate.strict")
+        or name == "gate.strict"
+        or (name in ("lowering", "versions", "request") and value == {})
         or (name == "model.variant" and isinstance(value, str))
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from typing import Any
@@ -23,6 +24,9 @@ def start(order: dict[str, Any]) -> int:
     status = 70
     try:
         os.setsid()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # a test run in the background of a shell ignores SIGINT, and so would its children
+            signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
         log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(log, 1)
         os.dup2(log, 2)

@@ -91,7 +91,7 @@ def test_kill_9_at_random_moments(shop: Workshop, pico_export: Path, pytestconfi
     rng = random.Random(SEED)
     seconds = durations(shop, commands(pico_export, shop.out), pico_export)
     killed, littered = 0, 0
-    for _ in range(rounds):
+    for number in range(1, rounds + 1):
         name, status = round_of(shop, rng, pico_export, seconds, signal.SIGKILL)
         killed += status == 128 + signal.SIGKILL
         littered += bool(shop.litter())
@@ -101,6 +101,7 @@ def test_kill_9_at_random_moments(shop: Workshop, pico_export: Path, pytestconfi
         assert shop.run(*commands(pico_export, shop.out)[name]) == 0, shop.log
         assert shop.litter() == []
         _emptied(shop.out)
+        print(f"round {number}: {name}, status {status}")
     print(f"{rounds} rounds, {killed} killed before their end, {littered} of them left litter, all of it gone after the next run")
     assert killed > rounds / 3
 

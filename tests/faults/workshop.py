@@ -21,7 +21,8 @@ class CommandServer:
 
     def __init__(self) -> None:
         script = Path(__file__).with_name("command_server.py")
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        # on a busy machine threads that spin while they wait take the time of those that work
+        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self._process = subprocess.Popen(
             [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
