@@ -129,6 +129,7 @@ def test_signals_end_cleanly_with_their_status(shop: Workshop, pico_export: Path
 @pytest.mark.parametrize("as_json", [False, True])
 @pytest.mark.parametrize("lost", [None, RuntimeError("a library's own")])
 def test_a_signal_ends_with_its_status_even_where_a_library_loses_it(
+    request: pytest.FixtureRequest,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -137,7 +138,10 @@ def test_a_signal_ends_with_its_status_even_where_a_library_loses_it(
     as_json: bool,
     lost: Exception | None,
 ) -> None:
-    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    # as in a terminal: a test run in the background, or under nohup, inherits some of them ignored
+    inherited = {each: signal.signal(each, signal.SIG_DFL) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    request.addfinalizer(lambda: [signal.signal(each, handler) for each, handler in inherited.items()])
+    handlers = [signal.getsignal(each) for each in inherited]
 
     def interrupted(folder: Path) -> None:
         try:

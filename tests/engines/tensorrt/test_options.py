@@ -144,7 +144,7 @@ def test_int8_with_fp16_is_int8(order: list[str]) -> None:
         ("--warmUp=fast", "whole number"),
         ("--hardwareCompatibilityLevel=turing", "ampere"),
         ("--tacticSources=CUDNN", r"\+CUBLAS,-CUDNN"),
-        ("--builderOptimizationLevel=9", "give 0 "),
+        ("--builderOptimizationLevel=9", "give --builderOptimizationLevel 0 "),
     ],
 )
 def test_what_cannot_be_read_is_refused(argument: str, message: str) -> None:
