@@ -57,7 +57,7 @@ def test_the_faster_one_is_delivered_and_opened_later(
 ) -> None:
     timed = fastest(name)
     out = tmp_path / "b"
-    assert run(["deploy", str(pico_export), "--output", str(out), "--threads", "1", "--quiet"]) == 0
+    assert run(["deploy", str(pico_export), "--output", str(out), "--threads", "1", "--quiet", "--verbose"]) == 0
     printed = capsys.readouterr().out
     report = open_bundle(out).report
     assert report is not None
