@@ -114,7 +114,9 @@ def run(arguments: Sequence[str]) -> int:
     as_json = "--json" in arguments
     with interruptible() as caught:
         try:
-            return _run(list(arguments))
+            status = _run(list(arguments))
+            # Typer itself turns a KeyboardInterrupt into an exit
+            return _interrupted(caught[0], as_json) if caught else status
         except (Exception, typer.Abort, KeyboardInterrupt) as error:
             # by whatever exception a library hands it on
             interruption = caught[0] if caught else Interrupted(signal.SIGINT)
