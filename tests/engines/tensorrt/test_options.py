@@ -25,7 +25,7 @@ ORIN = Device("Orin", "8.7", 16, 30697, True, "12.6", "12.6", "540.4.0", "MAXN")
         ({"workspace_mib": "1024"}, "give a value of type int"),
         ({"workspace_mib": True}, "give a value of type int"),
         ({"strip": 1}, "give a value of type bool"),
-        ({"optimization_level": 6}, "give 0 "),
+        ({"optimization_level": 6}, "give --builderOptimizationLevel 0 "),
         ({"hardware_compatibility": "ampere"}, r"ampere\+"),
         ({"tactic_sources": ("cublas", "-cudnn")}, "mix a set with changes"),
         ({"tactic_sources": ("cutlass",)}, "unknown tactic source 'cutlass'"),
