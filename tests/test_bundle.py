@@ -60,6 +60,7 @@ def small(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "portable.onnx").write_bytes(b"graph")
     (folder / "labels.txt").write_text("ant\nbee\n")
+    (folder / "golden.npz").write_bytes(b"images and logits")
     seal(folder, manifest_of())
     return folder
 

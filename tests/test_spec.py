@@ -29,7 +29,7 @@ def test_every_variant_is_a_possible_model(variant: str) -> None:
         ({"embed_dims": (40, 40, 80)}, ("embed_dims", "four")),
         ({"depths": (1, 0, 1, 1)}, ("depths", "positive")),
         ({"mlp_ratios": (2, 2, 2, -2)}, ("mlp_ratios", "positive")),
-        ({"num_classes": 0}, ("num_classes", "at least one")),
+        ({"num_classes": 0}, ("num_classes", "give 1 to")),
         ({"image_size": (100, 64)}, ("height 100", "96 or 128")),
         ({"image_size": (64, 230)}, ("width 230", "224 or 256")),
         ({"image_size": (0, 64)}, ("height 0", "such as 32")),
@@ -63,7 +63,7 @@ def test_json_of_another_shape_is_no_model_spec(values: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("sizes", [(0, 1, 8), (2, 1, 8), (1, 9, 8), (4, 4, 2), (-1, 1, 1)])
 def test_batch_sizes_out_of_order_are_refused(sizes: tuple[int, int, int]) -> None:
-    with pytest.raises(SpecError, match="1 <= min <= opt <= max"):
+    with pytest.raises(SpecError, match="1 <= --min-batch <= --opt-batch <= --max-batch"):
         BatchProfile(*sizes)
 
 

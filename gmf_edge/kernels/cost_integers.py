@@ -16,6 +16,7 @@ from gmf_edge.errors import KernelError
 from gmf_edge.kernels.cost_sass import INSTRUCTION_BYTES, Code, Instruction, register_bit
 
 _MASK = 0xFFFFFFFF
+_SMALLEST_NORMAL = 2.0**-126
 # first parameter in constant bank 0, and the three numbers of the grid
 _PARAMETERS = {8: 0x160, 9: 0x210, 10: 0x380, 11: 0x380, 12: 0x380}
 _GRID = {8: 0xC, 9: 0xC, 10: 0x370, 11: 0x370, 12: 0x370}
@@ -121,7 +122,8 @@ def sources_of(instruction: Instruction) -> list[str]:
     rest = list(instruction.operands[1:])
     if re.fullmatch(r"U?P[0-6T]", instruction.operands[0]):
         return rest[1:]
-    while len(rest) > 1 and re.fullmatch(r"U?P[0-6]", rest[0]):
+    # from sm_100 on both carries are always written out, as PT where nobody wants them
+    while len(rest) > 1 and re.fullmatch(r"U?P[0-6T]", rest[0]):
         rest.pop(0)
     return rest
 
@@ -364,7 +366,8 @@ def _to_float(state: State, i: Instruction) -> Result:
 
 def _reciprocal(state: State, i: Instruction) -> Result:
     value = state.read(i.operands[1])
-    if value is None or "RCP" not in i.modifiers or _float_of(value) == 0.0:
+    # of a denormal, as a small integer's bits are, the reciprocal is beyond FP32
+    if value is None or "RCP" not in i.modifiers or abs(_float_of(value)) < _SMALLEST_NORMAL:
         return None
     return [_float_bits(1.0 / _float_of(value))]
 

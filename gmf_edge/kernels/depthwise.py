@@ -22,6 +22,7 @@ BLOCK = tl.constexpr(layout.BLOCK_TOKENS)
 
 @triton.jit
 def hard_swish(x):
+    """x * clamp(x / 6 + 1/2, 0, 1) (arXiv:1905.02244), elementwise."""
     # clamping to 0..1 is part of a multiply-add
     return x * tl.minimum(tl.maximum(x * (1.0 / 6.0) + 0.5, 0.0), 1.0)
 

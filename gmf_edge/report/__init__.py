@@ -4,7 +4,7 @@ measurements   measurements.npz: what the figures are drawn from
 thumbnails     small pictures of flipped images, for it
 commands       a request as plain values and as a command line
 reproduce      reproduce.sh (reproduction: what it asks when it runs)
-sections       what stands on the page (figures: numbers for people; charts: geometry)
+sections       what stands on the page; side_by_side: its engines (figures: numbers for people; charts: geometry)
 page           the page itself, from templates/
 """
 

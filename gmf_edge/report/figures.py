@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MINUS = "\N{MINUS SIGN}"
@@ -52,3 +54,19 @@ def size(count: int) -> str:
         if count >= one:
             return f"{figure(count / one)} {unit}"
     return f"{count} bytes"
+
+
+def measure_of(row: Mapping[str, Any]) -> str:
+    """What was timed."""
+    return "GPU compute time" if row.get("gpu_compute") else "host latency"
+
+
+def decisive(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """GPU compute time where there is a GPU."""
+    times: Mapping[str, Any] = row.get("gpu_compute") or row
+    return times
+
+
+def bar(value: float | None, longest: float) -> float:
+    """Length of a bar, in percent of the longest; 0 where nothing was timed."""
+    return round(100 * (value or 0.0) / longest, 1) if longest > 0 else 0.0

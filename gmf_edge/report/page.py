@@ -14,6 +14,7 @@ from gmf_edge import __version__
 from gmf_edge.bundle import Manifest
 from gmf_edge.errors import EnvironmentProblem
 from gmf_edge.report.measurements import Measurements
+from gmf_edge.report.side_by_side import engines
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -55,7 +56,7 @@ def report_page(manifest: Manifest, report: Mapping[str, Any], found: Measuremen
         maps=sections.maps(report),
         accuracy=sections.accuracy(report, found),
         latency=sections.latency(report, found),
-        engines=sections.engines(report, bench),
+        engines=engines(report, bench),
         layers=sections.layers(report),
         int8=sections.int8(manifest),
         graph=sections.graph(manifest),

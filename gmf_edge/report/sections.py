@@ -13,7 +13,7 @@ from typing import Any
 import gmf_edge.report.charts as charts
 from gmf_edge.bundle import PAGE, Manifest
 from gmf_edge.report.charts import Chart
-from gmf_edge.report.figures import figure, milliseconds, percent, points, size
+from gmf_edge.report.figures import bar, decisive, figure, measure_of, milliseconds, percent, points, size
 from gmf_edge.report.measurements import Measurements
 from gmf_edge.report.reproduce import commands_of, install_command
 from gmf_edge.report.thumbnails import by_weight
@@ -42,7 +42,7 @@ def summary(manifest: Manifest, report: Report) -> dict[str, Any]:
     if latency:
         first = latency[0]
         how = f"median {measure_of(first)}{'' if first['steady'] else ', unsteady'}"
-        tiles.append((f"Latency, batch {first['batch']}", milliseconds(_decisive(first)["median_ms"]), how))
+        tiles.append((f"Latency, batch {first['batch']}", milliseconds(decisive(first)["median_ms"]), how))
         best = max(latency, key=lambda row: row["throughput"])
         tiles.append(("Throughput", f"{figure(best['throughput'])} images/s", f"at batch {best['batch']}"))
     return {
@@ -159,7 +159,7 @@ def latency(report: Report, found: Measurements) -> dict[str, Any] | None:
         return None
     table, drawn = [], []
     for row in rows:
-        times = _decisive(row)
+        times = decisive(row)
         percentiles = times["percentiles_ms"]
         late = list(percentiles.items())[-1]
         low, high = times.get("median_low_ms"), times.get("median_high_ms")
@@ -179,7 +179,7 @@ def latency(report: Report, found: Measurements) -> dict[str, Any] | None:
             )
     drawn.append(charts.sweep([(row["batch"], row["throughput"]) for row in rows], "Images per second", "images/s", figure))
     drawn.append(
-        charts.sweep([(row["batch"], _decisive(row)["median_ms"]) for row in rows], f"Median {measure_of(rows[0])}", "ms", figure)
+        charts.sweep([(row["batch"], decisive(row)["median_ms"]) for row in rows], f"Median {measure_of(rows[0])}", "ms", figure)
     )
     return {
         "measure": measure_of(rows[0]),
@@ -187,131 +187,6 @@ def latency(report: Report, found: Measurements) -> dict[str, Any] | None:
         "charts": [chart for chart in drawn if chart is not None],
         "notes": list(dict.fromkeys(note for row in rows for note in row["notes"])),
     }
-
-
-def measure_of(row: Mapping[str, Any]) -> str:
-    """What was timed."""
-    return "GPU compute time" if row.get("gpu_compute") else "host latency"
-
-
-def _decisive(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """GPU compute time where there is a GPU."""
-    times: Mapping[str, Any] = row.get("gpu_compute") or row
-    return times
-
-
-def engines(report: Report, bench: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Engines that came into question, the precision that was not delivered, and baselines: side by side, each with its parity."""
-    tables = [table for table in (_choice(report), _precisions(report), _plugin(report), *_baselines(bench)) if table is not None]
-    return {"tables": tables} if tables else None
-
-
-def _choice(report: Report) -> dict[str, Any] | None:
-    choice = report.get("choice")
-    if not choice:
-        return None
-    rows = [
-        _row(
-            name,
-            row["version"] or "",
-            row["reason"],
-            row["right"],
-            row["median_ms"],
-            "delivered" if name == choice["delivered"] else "",
-        )
-        for name, row in choice["engines"].items()
-    ]
-    return _table("Engines of this machine", choice["reason"], rows, "in turn, at the batch size that the engine is tuned for")
-
-
-def _precisions(report: Report) -> dict[str, Any] | None:
-    other, decision = report.get("alternative"), report.get("comparison")
-    if not other or not decision:
-        return None
-    rows = []
-    for side, role in ((report, "delivered"), (other, "not delivered")):
-        timed = next(iter(side["latency"].values()), None)
-        words = _parity_words(side["parity"])
-        median = None if timed is None else _decisive(timed)["median_ms"]
-        rows.append(_row(side["precision"].upper(), words, side["reason"], side["passed"], median, role))
-    # the delivered side's own verdict is in the comparison's reason already
-    rows[0]["words"] = ""
-    return _table("Precisions", decision["reason"], rows, "each by itself, at the smallest batch size")
-
-
-def _plugin(report: Report) -> dict[str, Any] | None:
-    plugin = report.get("plugin")
-    if not plugin:
-        return None
-    rows = []
-    for batch, timed in (plugin.get("batches") or {}).items():
-        for name, key in (("with the plugin", "candidate_ms"), ("without", "baseline_ms")):
-            rows.append(_row(name, f"batch {batch}", "", True, timed.get(key), ""))
-    return _table("With and without the plugin", plugin["reason"], rows, "in turn")
-
-
-def _baselines(bench: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    found = (bench or {}).get("baselines")
-    if not found:
-        return []
-    tables = []
-    for batch, timed in found["batches"].items():
-        rows = []
-        for name, part in timed["engines"].items():
-            engine = found["engines"][name]
-            accuracy = engine["accuracy"]
-            words = _parity_words(accuracy)
-            ratio = (
-                f"{part['ratio']:.2f} times ours ({part['ratio_low']:.2f} to {part['ratio_high']:.2f})"
-                if part["ratio"] != 1
-                else ""
-            )
-            rows.append(
-                _row(
-                    name,
-                    f"{engine['backend']} {engine['version']}, {words}",
-                    engine["reason"],
-                    engine["within_gate"],
-                    part["times"]["median_ms"],
-                    ratio,
-                )
-            )
-        reason = "; ".join(f"{name} was not run: {why}" for name, why in found["not_run"].items())
-        tables.append(
-            _table(
-                f"Baselines at batch {batch}",
-                reason,
-                rows,
-                f"{timed['measure']}, {timed['rounds']} rounds in turn; quartiles of the ratio in brackets",
-            )
-        )
-    return tables
-
-
-def _parity_words(parity: Mapping[str, Any]) -> str:
-    """How right an engine is, in a few words."""
-    if parity.get("top1_change_points") is not None:
-        return f"top-1 {points(parity['top1_change_points'])} points"
-    if parity.get("agreement") is not None:
-        return f"agreement {percent(parity['agreement'])}"
-    return f"relative L2 error {figure(parity.get('relative_l2'))}"
-
-
-def _row(name: str, detail: str, words: str, right: bool, median_ms: float | None, role: str) -> dict[str, Any]:
-    return {"name": name, "detail": detail, "words": words, "right": right, "median_ms": median_ms, "role": role}
-
-
-def _table(title: str, reason: str, rows: list[dict[str, Any]], how: str) -> dict[str, Any]:
-    longest = max((row["median_ms"] or 0.0 for row in rows), default=0.0)
-    for row in rows:
-        row["time"] = milliseconds(row["median_ms"])
-        row["share"] = _bar(row["median_ms"], longest)
-    return {"title": title, "reason": reason, "rows": rows, "how": how}
-
-
-def _bar(value: float | None, longest: float) -> float:
-    """Percent of the longest bar."""
-    return round(100 * (value or 0.0) / longest, 1) if longest > 0 else 0.0
 
 
 def layers(report: Report) -> dict[str, Any] | None:
@@ -352,7 +227,7 @@ def _timed(name: str, precision: str, spent: float | None, total: float, longest
         "count": count,
         "time": milliseconds(spent) if spent else "",
         "part": percent(spent / total, 1) if spent and total else "",
-        "share": _bar(spent, longest),
+        "share": bar(spent, longest),
     }
 
 
@@ -374,7 +249,7 @@ def int8(manifest: Manifest) -> dict[str, Any] | None:
             "output": _decibels(row["output_db"]),
             "activation": _decibels(row["activation_db"]),
             "weight": _decibels(row["weight_db"]),
-            "share": _bar(row["output_db"], best) if row["output_db"] is not None else 100.0,
+            "share": bar(row["output_db"], best) if row["output_db"] is not None else 100.0,
         }
         for row in rows
     ]
@@ -410,7 +285,7 @@ def graph(manifest: Manifest) -> dict[str, Any] | None:
             "fired": step["fired"],
             "before": step["nodes_before"],
             "after": step["nodes_after"],
-            "share": _bar(step["nodes_after"], most),
+            "share": bar(step["nodes_after"], most),
             "error": figure(step["relative_error"]) if step["fired"] else "not fired",
         }
         for step in steps

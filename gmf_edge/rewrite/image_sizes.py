@@ -153,8 +153,9 @@ def _forget_shapes(graph: onnx_ir.Model) -> None:
     images.shape = onnx_ir.Shape([images.shape[0], images.shape[1], HEIGHT_AXIS, WIDTH_AXIS])
     for node in graph.graph:
         for value in node.outputs:
-            if value.is_graph_output() and value.shape is not None:
-                channels = value.shape[1]
-                value.shape = onnx_ir.Shape([value.shape[0], channels, f"{value.name}_{HEIGHT_AXIS}", f"{value.name}_{WIDTH_AXIS}"])
-            else:
+            if not value.is_graph_output():
                 value.shape = None
+            elif value.shape is not None and len(value.shape) == 4:
+                # logits [B, classes] know no size
+                sides = (f"{value.name}_{HEIGHT_AXIS}", f"{value.name}_{WIDTH_AXIS}")
+                value.shape = onnx_ir.Shape([*value.shape[:2], *sides])

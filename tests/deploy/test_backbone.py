@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gmf_edge.__main__ import main
+from gmf_edge import cli
 from gmf_edge.bundle import GOLDEN, open_bundle
 from gmf_edge.deploy import bench_bundle, open_engine, predict, verify_bundle
 from gmf_edge.errors import BundleError, EngineError, SpecError
@@ -41,7 +41,7 @@ def test_it_is_verified_benched_and_shown_like_a_classifier(pico_backbone: Path,
     result = verify_bundle(pico_backbone)
     assert result.passed
     assert "relative L2 error stage1" in result.reason
-    assert main(["inspect", str(pico_backbone)]) == 0
+    assert cli.run(["inspect", str(pico_backbone)]) == 0
     shown = capsys.readouterr().out
     assert "32x64 to 64x96, tuned for 64x64, backbone: maps of strides 4, 8, 16, 32, fp16" in shown
     assert all(name in shown for name in MAPS)

@@ -71,6 +71,8 @@ def test_packed_multiply_adds_count_for_two_and_moves_for_none() -> None:
         ("IADD3 R9,-R2,RZ,RZ", "R9", 0xFFFFFFFD),
         ("IADD3 R9,P1,R3,R3,RZ", "P1", 1),  # R3 = 2^31: a carry
         ("IADD3.X R9,R1,RZ,RZ,P0,!PT", "R9", 8),
+        ("IADD3 R9,PT,PT,R1,R2,RZ", "R9", 10),  # as sm_100's code is written
+        ("IADD3.X R9,PT,PT,R1,RZ,RZ,P0,!PT", "R9", 8),
         ("IMAD R9,R1,R2,0x10", "R9", 37),
         ("IMAD.X R9,RZ,RZ,R1,P0", "R9", 8),
         ("IMAD.HI.U32 R9,R3,0x4,RZ", "R9", 2),

@@ -72,8 +72,14 @@ def test_nodes_are_named_after_their_modules_each_once(odd_pico: Any) -> None:
         assert layer in names
 
 
+# three values an image
+THREE = ModelSpec.of("pico", 3, (32, 32))
+
+
 class Baked(nn.Module):
     """Reshapes with the batch size that was traced."""
+
+    spec = THREE
 
     def forward(self, images: Tensor) -> Tensor:
         return images.reshape(TRACED_BATCH, -1, 32).mean(dim=2)
@@ -81,6 +87,8 @@ class Baked(nn.Module):
 
 class Plain(nn.Module):
     """The mean of each channel."""
+
+    spec = THREE
 
     def forward(self, images: Tensor) -> Tensor:
         return images.mean(dim=(2, 3))
@@ -94,6 +102,8 @@ def test_a_baked_in_batch_size_is_caught(tmp_path: Path) -> None:
 def test_logits_of_another_batch_size_are_not_compared_by_broadcasting(tmp_path: Path) -> None:
     # one row for every batch: equal numbers would pass where the shapes are not looked at
     class Constant(nn.Module):
+        spec = THREE
+
         def forward(self, images: Tensor) -> Tensor:
             return torch.zeros(images.shape[0], 3) + 0.5
 
@@ -121,13 +131,13 @@ def test_a_graph_that_fails_at_another_batch_is_refused_with_the_batch(tmp_path:
 
 def test_other_numbers_than_pytorchs_are_refused_with_the_batch(tmp_path: Path) -> None:
     graph = tidy_graph(tmp_path, reshape=(0, 3, 1024), factor=1.001)
-    with pytest.raises(ExportError, match=r"at batch 1 .* differ from PyTorch's by"):
+    with pytest.raises(ExportError, match=r"at batch 1 .* differs from PyTorch's by"):
         export._prove_plain(Plain().eval(), (32, 32), graph)  # type: ignore[arg-type]
 
 
 def test_logits_that_are_nan_are_refused(tmp_path: Path) -> None:
     graph = tidy_graph(tmp_path, reshape=(0, 3, 1024), factor=float("nan"))
-    with pytest.raises(ExportError, match="differ from PyTorch's by nan"):
+    with pytest.raises(ExportError, match="differs from PyTorch's by nan"):
         export._prove_plain(Plain().eval(), (32, 32), graph)  # type: ignore[arg-type]
 
 

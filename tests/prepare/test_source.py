@@ -29,7 +29,7 @@ def test_without_a_request_it_is_the_packaged_model_and_its_test_set() -> None:
         assert source.origin.kind == "packaged"
         assert source.evaluation is not None
         assert len(source.evaluation) == 360
-        assert source.classes == tuple("0123456789")
+        assert source.classes.names == tuple("0123456789")
 
 
 def test_another_class_count_is_another_model_and_that_is_random() -> None:
@@ -37,7 +37,7 @@ def test_another_class_count_is_another_model_and_that_is_random() -> None:
         source = resolved(stack, variant="pico", num_classes=3, image_size=(32, 64))
         assert source.origin.trained is False
         assert source.evaluation is None
-        assert source.classes == ("class 0", "class 1", "class 2")
+        assert source.classes.names == ("class 0", "class 1", "class 2")
         assert (source.spec.num_classes, source.preprocess.image_size) == (3, (32, 64))
 
 

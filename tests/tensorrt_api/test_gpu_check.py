@@ -218,7 +218,8 @@ def test_a_budget_goes_to_what_tells_most(gpu_check: Any, tmp_path: Path, monkey
     # what is running when the time is over is stopped then
     assert limits == [360, 300, 240, 180, 120, 60]
     late = [run for run in result["bundles"] if run["status"] == "not run"]
-    assert {run["bundle"] for run in late} == {"small-int8", "mobile-fp32", "small-fp32"}
+    # nothing is known of BF16's gain yet: it comes last
+    assert {run["bundle"] for run in late} == {"small-int8", "mobile-fp32", "small-fp32", "pico-bf16", "mobile-bf16", "small-bf16"}
     assert {run["reason"] for run in late} == {"the 7 minutes are over"}
     # with time for everything the tests see every bundle
     done.clear()
