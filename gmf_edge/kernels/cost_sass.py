@@ -231,7 +231,7 @@ def _listing(cubin: bytes, arch: str) -> Any:
         # behind a kernel that has tensor memory stand the traps that guard its allocation, as functions of their own
         kernels = [function["function-name"] for function in listing[1] if not function["function-name"].startswith("$")]
         if len(kernels) != 1 or kernels[0] != listing[1][0]["function-name"]:
-            raise ValueError(f"the functions {kernels}")
+            raise ValueError(f"{len(kernels)} kernels: {kernels}")
     except (ValueError, LookupError) as error:
         raise KernelError(f"{nvdisasm} gave no listing of one kernel: {error}", "use an nvdisasm of CUDA 12.4 or newer") from error
     return listing
