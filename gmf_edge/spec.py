@@ -33,7 +33,8 @@ NUM_HEADS = 8
 # beyond these a request is a slip of the keyboard, and an error is kinder than a machine without memory
 MOST_CLASSES, LARGEST_BATCH, LARGEST_SEED = 1_000_000, 4096, 2**32 - 1
 STAGE_STRIDES = (4, 8, 16, 32)
-# outputs of the two tasks
+# the input of every graph and engine, [B, 3, H, W], and the outputs of the two tasks
+IMAGES = "images"
 LOGITS = "logits"
 MAPS = ("stage1", "stage2", "stage3", "stage4")
 

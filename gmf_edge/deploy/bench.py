@@ -27,7 +27,7 @@ from gmf_edge.deploy.parity import evaluation_images, parity_of
 from gmf_edge.deploy.summary import accuracy_of, bundle_summary
 from gmf_edge.engines.choose import choose_backend
 from gmf_edge.engines.protocol import Engine, EngineFacts, Progress, silent
-from gmf_edge.engines.trace import InspectedEngine, LayerRuns, ProfiledEngine
+from gmf_edge.engines.trace import InspectableEngine, LayerRuns, ProfiledEngine
 from gmf_edge.errors import CheckpointError, GmfEdgeError, SpecError
 from gmf_edge.spec import Task
 from gmf_edge.verify.judge import judge
@@ -299,7 +299,9 @@ def _write_exports(engine: Engine, latencies: Sequence[Latency], request: BenchR
         return profile_json(_layer_runs(engine))
 
     def layers() -> str:
-        return inspector_layers_json(engine.inspector_json()) if isinstance(engine, InspectedEngine) else layers_json(engine.facts)
+        if isinstance(engine, InspectableEngine):
+            return inspector_layers_json(engine.inspector_json())
+        return layers_json(engine.facts, engine.task)
 
     exports: tuple[tuple[Path | None, Callable[[], str]], ...] = (
         (request.export_times, lambda: times_json(latencies[0].traces)),
