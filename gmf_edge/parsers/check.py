@@ -48,11 +48,6 @@ Found = list[tuple[str, str]]
 Rule = Callable[[onnx_ir.Model, onnx_ir.Node, Parser], "str | None"]
 
 
-def fit_targets(model: onnx_ir.Model, targets: tuple[str, ...] = tuple(PARSERS)) -> tuple[str, ...]:
-    """Those of the targets whose parser takes the graph."""
-    return tuple(target for target in targets if not unfit(model, target))
-
-
 def unfit(model: onnx_ir.Model, target: str, plugins: frozenset[str] = frozenset([OP_TYPE])) -> tuple[Unfit, ...]:
     """What the parser of a version refuses of a graph; nothing where it takes all.
 
