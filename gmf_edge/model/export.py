@@ -121,7 +121,7 @@ def _prove_plain(model: GroupMixFormer, image_size: tuple[int, int], graph: Path
     for size in batches:
         try:
             found = session.run(None, {IMAGES: images[:size]})
-        except Exception as error:
+        except Exception as error:  # onnxruntime raises several types of its own
             raise ExportError(
                 f"the exported graph fails at batch {size}: {str(error).splitlines()[0]}",
                 "report this with the torch version in use",
