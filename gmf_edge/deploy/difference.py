@@ -138,7 +138,8 @@ def compare(a: Path, b: Path, limits: Limits | None = None, *, force: bool = Fal
     """B against A; what `gmf-edge compare` does.
 
     Args:
-        a, b: bundles that were deployed, or files of `gmf-edge bench --output`; one of each will do.
+        a: a bundle that was deployed, or a file of `gmf-edge bench --output`.
+        b: another; one of each will do.
         limits: what is accepted; None for no limits.
         force: compare latencies of different machines or modes, and accuracy on different images.
 
