@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -269,3 +269,11 @@ class Backend(Protocol):
             EngineError: damaged, or not an engine.
             EnvironmentProblem: this machine cannot run it.
         """
+
+
+@runtime_checkable
+class BackendWithAlternatives(Protocol):
+    """A backend that can meet some requests in more than one way, of which the faster shows only when it is timed."""
+
+    def alternatives(self, request: EngineRequest) -> tuple[EngineRequest, ...]:
+        """The request and the others that meet it; never raises, for `build` says what is wrong."""
