@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gmf_edge.artifact import read_json, write_atomically
+from gmf_edge.artifact import read_json
 from gmf_edge.bundle import MEASUREMENTS, PAGE, REPRODUCE, Bundle, Manifest, open_bundle, replace_file, seal
 from gmf_edge.errors import BundleError, DataError, EnvironmentProblem
 from gmf_edge.report.measurements import Measurements
 from gmf_edge.report.page import missing, report_page
 from gmf_edge.report.reproduce import reproduce_script
+from gmf_edge.scratch import write_atomically
 
 __all__ = ["Measurements", "missing", "seal_with_page", "write_report_page", "write_script"]
 
