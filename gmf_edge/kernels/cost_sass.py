@@ -313,7 +313,7 @@ def _instruction(address: int, row: dict[str, Any]) -> Instruction:
     if (name not in _NO_DESTINATION or "TRYWAIT" in modifiers) and operands:
         sources = 1
         writes = _mask(operands[0], _width(name, modifiers))
-        if _PREDICATE.match(operands[0]) and len(operands) > 1:
+        if _PREDICATE.match(operands[0]) and len(operands) > 1 and "[" not in operands[1]:
             # ISETP P0, PT, ...; LOP3.LUT P0, R1, ...; SHFL.IDX PT, R1, ...
             writes |= _mask(operands[1])
             sources = 2
