@@ -98,6 +98,23 @@ def test_requests_that_cannot_be_met_say_so(archs: tuple[str, ...], dtype: str, 
     assert not list(tmp_path.iterdir())
 
 
+def test_the_code_of_compute_capability_8_is_made_once_and_named_for_each(orin_table: KernelTable) -> None:
+    """What stands beside Orin's image is PTX for Orin, and the cubin is what ptxas makes of it."""
+    for image in orin_table.images:
+        ptx = (orin_table.folder / image.ptx).read_text()
+        assert re.findall(r"^\.target (\w+)$", ptx, re.MULTILINE) == ["sm_87"]
+        # the flags of the ELF header end with the architecture
+        assert orin_table.read_cubin(image)[0x30] == 87
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_other_types_compile_and_say_so(dtype: str, tmp_path: Path) -> None:
+    table = compile_widths((16,), ("sm_87",), tmp_path, dtype=dtype)
+    assert {image.dtype for image in table.images} == {dtype}
+    assert [image for image in table.images if image.shared_bytes > STATIC_SHARED_BYTES] == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_87", "sm_89", "sm_90"])
 def test_no_kernel_of_any_variant_spills(arch: str, tmp_path: Path) -> None:
