@@ -30,16 +30,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gmf_edge.artifact import digest_of, read_json, sha256_of, write_atomically
+from gmf_edge.artifact import digest_of, read_json, sha256_of
 from gmf_edge.engines.protocol import Graphs
 from gmf_edge.errors import BundleError, GmfEdgeError
 from gmf_edge.image import Preprocess
+from gmf_edge.scratch import write_atomically
 from gmf_edge.spec import IO_DTYPES, BatchProfile, Gate, MapGate, ModelSpec, Precision, SizeRange, Task
 from gmf_edge.weights import WeightsOrigin
 
 SCHEMA = 1
 MANIFEST, REPORT, GOLDEN, REFERENCE, LABELS = "manifest.json", "report.json", "golden.npz", "reference.npz", "labels.txt"
 RANGES, MEASUREMENTS, PAGE, REPRODUCE = "ranges.json", "measurements.npz", "report.html", "reproduce.sh"
+WEIGHTS = "weights.bin"
 _SELF = "manifest_sha256"
 _REBUILD = "build or export it again"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import zipfile
@@ -24,12 +25,22 @@ from gmf_edge.spec import SizeRange, Task
 
 # pytest-xdist tells its workers how wide the terminal is: output is compared as it is without one
 os.environ.pop("COLUMNS", None)
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    # each worker has its own cores: thread pools that wait by spinning would take the other workers' time
+    cores, worker = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+    os.sched_setaffinity(0, cores[worker :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])] or cores)
 # graph_tools.py is imported by name
 sys.path.append(str(Path(__file__).parent))
 
+ROOT = Path(__file__).parents[1]
 TEST_SET = Path(gmf_edge.__file__).parent / "assets" / "pico-digits-test.zip"
 # pixels and classes of the second model: sides that differ, an odd class count
 ODD_SIZE, ODD_CLASSES = (96, 64), 7
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    # here, because pytest asks only the conftest.py of the folders that it is started with
+    parser.addoption("--kill-rounds", type=int, default=100, help="rounds of the kill test (slow)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -156,6 +167,20 @@ def odd_pico(odd_spec: gmf_edge.BuildSpec, made_once: Callable[[str, Callable[[P
 
     folder = made_once("odd-pico", make)
     return OddModel(folder / "bundle", folder / "1-plain.onnx", folder / "2-fused.onnx")
+
+
+@pytest.fixture(scope="session")
+def wheel_file(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """The package's wheel, built from this source tree."""
+    pytest.importorskip("hatchling")
+
+    def make(folder: Path) -> None:
+        command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    (path,) = made_once("wheel", make).glob("*.whl")
+    return path
 
 
 @pytest.fixture

@@ -14,8 +14,6 @@ import pytest
 
 import gmf_edge
 
-pytest.importorskip("hatchling")
-
 ROOT = Path(gmf_edge.__file__).parents[1]
 TEST_SET = ROOT / "gmf_edge" / "assets" / "pico-digits-test.zip"
 pytestmark = [
@@ -61,14 +59,8 @@ def interpreter(version: str) -> str | None:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
-    done = subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    (path,) = out.glob("*.whl")
-    return path
+def wheel(wheel_file: Path) -> Path:
+    return wheel_file
 
 
 def fresh(folder: Path, python: str) -> Environment:

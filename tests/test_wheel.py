@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("hatchling")
-
 import gmf_edge
 
 REPOSITORY = Path(gmf_edge.__file__).parents[1]
@@ -19,14 +17,8 @@ pytestmark = pytest.mark.skipif(not (REPOSITORY / "pyproject.toml").is_file(), r
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    out = tmp_path_factory.mktemp("wheel")
-    built = subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)], cwd=REPOSITORY, capture_output=True, text=True
-    )
-    assert built.returncode == 0, built.stderr
-    (path,) = out.glob("*.whl")
-    return zipfile.ZipFile(path)
+def wheel(wheel_file: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(wheel_file)
 
 
 def metadata_file(wheel: zipfile.ZipFile, name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from gmf_edge.cli.bench_screen import show_baselines, show_difference, show_throughput
-from gmf_edge.cli.options import EvalData, Folder, RunOptions, ScreenOptions
+from gmf_edge.cli.options import AsJson, EvalData, Folder, RunOptions, ScreenOptions
 from gmf_edge.cli.screen import RegressionShown, out, print_json, progress_shown, show_latency
 from gmf_edge.errors import SpecError
 
@@ -59,12 +59,12 @@ def bench(
     ] = None,
 ) -> None:
     """Latency and throughput of a bundle's engine, by trtexec's conventions, also beside what there is without this project."""
-    from gmf_edge.artifact import write_atomically
     from gmf_edge.bench.baselines import baseline_names
     from gmf_edge.bench.in_turn import TurnPlan
     from gmf_edge.bench.latency import BenchPlan
     from gmf_edge.bench.times import PERCENTILES
     from gmf_edge.deploy import BenchRequest, bench_bundle
+    from gmf_edge.scratch import write_atomically
 
     percentiles = tuple(_number(part, "--percentile") for part in _parts(percentile))
     request = BenchRequest(
@@ -111,7 +111,7 @@ def compare(
         typer.Option(help="Largest accepted loss of top-1 (or agreement) in percentage points.", show_default="no limit"),
     ] = None,
     force: Annotated[bool, typer.Option(help="Compare although machines, modes or evaluation images differ.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Results as one JSON object on standard output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Two bundles or two measurements: accuracy, flips, latency, sizes, what differs in how they were made. Status 5 outside a limit."""
     from gmf_edge.deploy import Limits

@@ -13,7 +13,8 @@ import typer
 
 from gmf_edge.engines.tensorrt.options import TrtexecRequest, options_from_trtexec
 from gmf_edge.errors import SpecError
-from gmf_edge.spec import BACKENDS, VARIANTS, BatchProfile, BuildSpec, Precision, SizeRange, Task
+from gmf_edge.sizes import parse_range, parse_size
+from gmf_edge.spec import BACKENDS, VARIANTS, BatchProfile, BuildSpec, Precision, Task
 
 
 class BackendName(str, Enum):
@@ -36,13 +37,6 @@ class VariantName(str, Enum):
     LARGE = "large"
 
 
-class TaskName(str, Enum):
-    """Choices of --task."""
-
-    CLASSIFY = "classify"
-    FEATURES = "features"
-
-
 class PrecisionName(str, Enum):
     """Choices of --precision."""
 
@@ -62,6 +56,7 @@ class PrecisionProof(str, Enum):
 
 assert [variant.value for variant in VariantName] == list(VARIANTS)
 assert [backend.value for backend in BackendName] == ["auto", *BACKENDS]
+assert [precision.value for precision in PrecisionName] == [*(precision.value for precision in Precision), "auto"]
 
 Folder = Annotated[Path, typer.Argument(help="A bundle: the folder that build or export wrote.", show_default=False)]
 Backend = Annotated[
@@ -77,7 +72,7 @@ Variant = Annotated[VariantName | None, typer.Option(help="Which GroupMixFormer.
 Checkpoint = Annotated[Path | None, typer.Option(help="Weights: .pth or .safetensors.", show_default="packaged (pico) or random")]
 ImageSize = Annotated[str | None, typer.Option(help="Pixels, S or HxW, multiples of 32.", show_default="224, pico 64")]
 TaskChoice = Annotated[
-    TaskName, typer.Option("--task", help="What comes out: logits, or a backbone's maps of strides 4, 8, 16 and 32.")
+    Task, typer.Option("--task", help="What comes out: logits, or a backbone's maps of strides 4, 8, 16 and 32.")
 ]
 DynamicSize = Annotated[
     str | None,
@@ -170,7 +165,7 @@ class CalibrationOptions:
     calibration_data: CalibrationData = None
     calibration_images: CalibrationImages = 500
     recipe: RecipeName = "balanced"
-    task: TaskChoice = TaskName.CLASSIFY
+    task: TaskChoice = Task.CLASSIFY
 
     def calibration_spec(self) -> BuildSpec:
         """The request of `gmf-edge calibrate`.
@@ -189,7 +184,7 @@ class CalibrationOptions:
             calibration_data=self.calibration_data,
             calibration_images=self.calibration_images,
             recipe=self.recipe,
-            task=Task(self.task.value),
+            task=self.task,
         )
 
 
@@ -246,7 +241,7 @@ class BundleOptions(CalibrationOptions):
             budget_minutes=self.budget_minutes,
             keep_int8=keep_int8,
             plugin_archs=tuple(self.plugin_arch or ()),
-            task=Task(self.task.value),
+            task=self.task,
             sizes=None if self.dynamic_size is None else parse_range(self.dynamic_size, image_size),
         )
 
@@ -254,7 +249,7 @@ class BundleOptions(CalibrationOptions):
         """Eight images of a classifier; one of a backbone, whose images are large, or as many as the others need."""
         if self.max_batch is not None:
             return self.max_batch
-        return 8 if self.task is TaskName.CLASSIFY else max(self.min_batch, self.opt_batch)
+        return 8 if self.task is Task.CLASSIFY else max(self.min_batch, self.opt_batch)
 
     def _precision_name(self) -> PrecisionName:
         flags = {
@@ -269,7 +264,7 @@ class BundleOptions(CalibrationOptions):
         if len(names) > 1:
             raise SpecError(
                 f"two precisions were asked for: {' and '.join(sorted(name.value for name in names))}",
-                "give one of --precision, --fp32, --fp16 and --int8",
+                "give one of --precision, --fp32, --fp16, --bf16 and --int8",
             )
         return next(iter(names), PrecisionName.FP32)
 
@@ -328,28 +323,3 @@ def _misspelt(trtexec: Sequence[str]) -> SpecError | None:
         if name.startswith("--") and near:
             return SpecError(f"there is no option {name}", f"did you mean {near[0]}?")
     return None
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """(H, W) of "224" or "256x192".
-
-    Raises:
-        SpecError: neither form.
-    """
-    parts = text.lower().split("x")
-    if not 1 <= len(parts) <= 2 or not all(part.isdigit() for part in parts):
-        raise SpecError(f"cannot read the image size {text!r}", "give --image-size as 224, or as HxW such as 256x192")
-    return int(parts[0]), int(parts[-1])
-
-
-def parse_range(text: str, image_size: tuple[int, int] | None) -> SizeRange:
-    """Image sizes of "256..512" or "256x256..512x768", tuned for image_size, or for the largest where that is None.
-
-    Raises:
-        SpecError: another form, no multiples of 32, or out of order.
-    """
-    low, dots, high = text.partition("..")
-    if not dots:
-        raise SpecError(f"cannot read the image sizes {text!r}", "write them as MIN..MAX, such as 256..512 or 256x256..512x768")
-    smallest, largest = parse_size(low), parse_size(high)
-    return SizeRange(smallest, image_size or largest, largest)

@@ -25,10 +25,6 @@ from fault_harness import Arena, Material
 ASSETS = Path(gmf_edge.__file__).parent / "assets"
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kill-rounds", type=int, default=100, help="rounds of the kill test (slow)")
-
-
 @pytest.fixture(scope="session")
 def material(pico_fp16: Path, tmp_path_factory: pytest.TempPathFactory) -> Material:
     """Good inputs, of which bad ones are made; none of them is ever changed."""

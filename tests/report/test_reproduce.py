@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 import gmf_edge
+from gmf_edge.artifact import cache_root
 from gmf_edge.bundle import open_bundle
 from gmf_edge.errors import DataError
 from gmf_edge.imageset import ImageSet
@@ -36,8 +38,12 @@ def rewritten(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_the_script_makes_the_same_graphs_in_an_empty_cache(pico_export: Path, tmp_path: Path) -> None:
-    pytest.importorskip("torch")
+@pytest.mark.parametrize(
+    "kept", ["plain-*", pytest.param("", marks=pytest.mark.slow)], ids=["but for PyTorch's export", "all anew"]
+)
+def test_the_script_makes_the_same_graphs_in_another_cache(pico_export: Path, tmp_path: Path, kept: str) -> None:
+    for stage in (cache_root() / "stages").glob(kept) if kept else ():
+        shutil.copytree(stage, tmp_path / "cache" / "stages" / stage.name)
     done = bash(pico_export / "reproduce.sh", tmp_path, PYTHON=sys.executable, GMF_EDGE_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "REPRODUCED"

@@ -18,8 +18,9 @@ from trt_fake import CLASSES, FakeModel
 from trt_machine import MakeMachine, expected, images
 
 from gmf_edge.engines.choose import choose_backend
+from gmf_edge.engines.finding import MISSING, OK
 from gmf_edge.engines.tensorrt.backend import TensorRTBackend, inspect_engine
-from gmf_edge.engines.tensorrt.doctor import MISSING, OK, diagnose
+from gmf_edge.engines.tensorrt.doctor import diagnose
 from gmf_edge.engines.tensorrt.plugins import PLUGIN_OP
 from gmf_edge.errors import EngineError, EnvironmentProblem, PrecisionError, SpecError, StaleArtifact
 from gmf_edge.spec import OPSET_BF16, OPSET_NEW, OPSET_OLD, BatchProfile, Precision
@@ -136,7 +137,8 @@ QDQ = [
     ("QUANTIZE", "q", ["f4", "c0"], ["q0"], {"dtype": "INT8"}),
     ("DEQUANTIZE", "dq", ["q0", "c0"], ["d0"], {}),
     ("MATRIX_MULTIPLY", "gemm in int8", ["d0", "d0"], ["d1"], {}),
-    ("NORMALIZATION", "layer norm", ["d1"], ["d2"], {}),
+    # as 8.6's parser leaves it: without a name of its own and without metadata
+    ("NORMALIZATION", "(Unnamed Layer* 9) [Normalization]", ["d1"], ["d2"], {}),
     ("MATRIX_MULTIPLY", "head", ["d2", "c0"], ["logits"], {"metadata": "[ONNX Layer: /head]"}),
 ]
 
@@ -149,6 +151,14 @@ def test_an_int8_graph_leaves_all_but_softmax_and_named_islands_to_the_builder_i
     # not the transpose between them: there is no implementation of data movement for a pinned type
     assert pinned == {"over tokens", "context", "head"}
     assert {"FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"} <= machine.trt.configs[0]._flags
+
+
+def test_a_layer_normalization_that_8s_parser_left_without_a_name_is_pinned_all_the_same(make: MakeMachine) -> None:
+    machine = make("8.6.1", FakeModel(layers=QDQ, precision="int8"))
+    machine.build(precision=Precision.INT8, fp32_islands=("blocks.0.norm1/LayerNormalization",))
+    pinned = {layer.name for layer in machine.trt.networks[0]._layers if layer._output_types}
+    assert pinned == {"over tokens", "context", "(Unnamed Layer* 9) [Normalization]"}
+    assert not any("LayerNormalization" in note for note in machine.sidecar["notes"])
 
 
 def test_nothing_is_pinned_for_fp32(make: MakeMachine) -> None:
@@ -461,7 +471,7 @@ def test_wrong_batches_are_refused(make: MakeMachine, shape: tuple[int, ...]) ->
     machine = make("10.3.0")
     files = machine.build()
     engine = machine.open(files)
-    with pytest.raises(EngineError, match=r"outside the engine's profile 1..4|give \[batch, 3, 32, 32\]"):
+    with pytest.raises(EngineError, match=r"outside the profile 1..4|give \[batch, 3, 32, 32\]"):
         engine.infer(np.zeros(shape, np.float32))
     engine.close()
     engine.close()

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gmf_edge.artifact import cache_root, write_atomically, write_failure
+from gmf_edge.artifact import cache_root
 from gmf_edge.engines.protocol import EngineFacts, EngineRequest, LayerRecord, Progress, silent
 from gmf_edge.engines.tensorrt.build import build_engine
 from gmf_edge.engines.tensorrt.config import BuildJob
@@ -28,6 +28,7 @@ from gmf_edge.engines.tensorrt.run import TensorRTEngine
 from gmf_edge.engines.tensorrt.sidecar import Sidecar, graph_sha256
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import EngineError, EnvironmentProblem, GmfEdgeError, PrecisionError, StaleArtifact
+from gmf_edge.scratch import write_atomically, write_failure
 from gmf_edge.spec import Precision
 
 ENGINE_FILE = "engine.plan"
@@ -310,7 +311,7 @@ def inspect_engine(path: Path) -> dict[str, Any]:
         EngineError: no sidecar, or not one.
     """
     sidecar = Sidecar.read(path)
-    told: dict[str, Any] = {
+    known: dict[str, Any] = {
         "engine": {"file": path.name, "bytes": sidecar.engine_bytes, "sha256": sidecar.engine_sha256, "built_at": sidecar.built_at},
         "built_for": {
             "device": sidecar.device,
@@ -334,11 +335,11 @@ def inspect_engine(path: Path) -> dict[str, Any]:
     }
     try:
         with open_engine(path, sidecar, TensorRTOptions(cuda_graphs=False), path.parent / sidecar.graph_file) as engine:
-            told["memory_mib"] = engine.memory_mib
-            told["opened"] = True
+            known["memory_mib"] = engine.memory_mib
+            known["opened"] = True
     except GmfEdgeError as error:
-        told["why_not_opened"] = str(error)
-    return told
+        known["why_not_opened"] = str(error)
+    return known
 
 
 def require_polygraphy(version: TensorRTVersion) -> None:
