@@ -37,6 +37,7 @@ from PIL import Image
 
 from gmf_edge import export
 from gmf_edge.artifact import cache_root
+from gmf_edge.bench.load import INSTRUCTIONS
 from gmf_edge.bundle import GOLDEN, open_bundle
 from gmf_edge.cpu import cpu_features, cpu_name, engine_threads
 from gmf_edge.engines.choose import backend_named
@@ -51,7 +52,6 @@ from gmf_edge.verify.metrics import cosines, same_top1
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
 LIBRARIES = ("torch", "onnxruntime", "openvino", "numpy")
-FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm", "bf16")
 SOFT_PICTURES = 32
 # engine -> (backend, bundle, backend's options); None: PyTorch. A bundle "plain" is the exporter's graph
 ENGINES: dict[str, tuple[str, str, dict[str, Any]] | None] = {
@@ -244,7 +244,11 @@ def measure(options: argparse.Namespace, variant: str, batch: int) -> dict[str, 
         "image_size": options.image_size,
         "weights": "random" if options.checkpoint is None or variant != options.checkpoint_variant else options.checkpoint.name,
         "recipe": options.recipe,
-        "machine": {"cpu": cpu_name(), "features": [f for f in FEATURES if f in cpu_features()], "threads": options.threads},
+        "machine": {
+            "cpu": cpu_name(),
+            "features": [name for name in INSTRUCTIONS if name in cpu_features()],
+            "threads": options.threads,
+        },
         "versions": {name: metadata.version(name) for name in LIBRARIES},
         "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

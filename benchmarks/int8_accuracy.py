@@ -35,8 +35,8 @@ from gmf_edge.precision.ranges import Provenance
 from gmf_edge.precision.recipe import METHODS, RECIPES, Recipe
 from gmf_edge.rewrite.bodies import inline_bodies
 from gmf_edge.rewrite.passes import rewrite_onnx
+from gmf_edge.weights import ASSETS
 
-ASSETS = Path(__file__).resolve().parents[1] / "gmf_edge" / "assets"
 BATCH_SIZE = 16
 BALANCED, FASTEST = RECIPES["balanced"], RECIPES["fastest"]
 # every method with each of these

@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import re
 import statistics
 import tempfile
 import time
@@ -28,6 +26,8 @@ import onnx_ir
 import onnxruntime as ort
 from PIL import Image
 
+from gmf_edge.bench.load import INSTRUCTIONS
+from gmf_edge.cpu import cpu_features, cpu_name
 from gmf_edge.image import Preprocess, input_array
 from gmf_edge.imageset import ImageSet
 from gmf_edge.model.export import export_plain
@@ -114,14 +114,8 @@ def smooth_pictures(preprocess: Preprocess, count: int) -> list[np.ndarray]:
 
 
 def processor() -> str:
-    """The CPU's name, and the integer instructions that matter here."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    name = re.search(r"model name\s*:\s*(.+)", text)
-    flags = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8") if re.search(rf"\b{flag}\b", text)]
-    return f"{name.group(1) if name else platform.machine()} ({', '.join(flags)})"
+    """The CPU's name, and the instructions that matter here."""
+    return f"{cpu_name()} ({', '.join(name for name in INSTRUCTIONS if name in cpu_features())})"
 
 
 def main() -> None:

@@ -41,8 +41,8 @@ from gmf_edge.image import Preprocess
 from gmf_edge.imageset import ImageSet
 from gmf_edge.model.groupmixformer import GroupMixFormer
 from gmf_edge.spec import ModelSpec
+from gmf_edge.weights import ASSETS
 
-ASSETS = Path(__file__).resolve().parents[1] / "gmf_edge" / "assets"
 IMAGE_SIZE = (64, 64)
 CROP_PCT = 0.875
 DIGIT_SIDE, MARGIN = 32, 4  # pixels

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -182,3 +183,8 @@ def read_json(path: Path, error: type[GmfEdgeError], remedy: str) -> Any:
         raise error(f"cannot read {path}: {problem.strerror or problem}", remedy) from problem
     except (ValueError, RecursionError) as problem:
         raise error(f"{path} is not valid JSON", remedy) from problem
+
+
+def json_number(value: Any) -> Any:
+    """The value, or None for a float that JSON has no word for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

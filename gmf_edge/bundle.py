@@ -40,6 +40,7 @@ from gmf_edge.weights import WeightsOrigin
 SCHEMA = 1
 MANIFEST, REPORT, GOLDEN, REFERENCE, LABELS = "manifest.json", "report.json", "golden.npz", "reference.npz", "labels.txt"
 RANGES, MEASUREMENTS, PAGE, REPRODUCE = "ranges.json", "measurements.npz", "report.html", "reproduce.sh"
+WEIGHTS = "weights.bin"
 _SELF = "manifest_sha256"
 _REBUILD = "build or export it again"
 

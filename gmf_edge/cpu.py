@@ -124,7 +124,8 @@ def _quota_of(folder: Path) -> float | None:
 
 def _cpu_groups(root: Path) -> Iterator[Path]:
     """Folders of this process's group and of those above it, in every hierarchy that may hold a quota."""
-    memberships = [line.split(":", 2) for line in _content(root / "proc/self/cgroup").splitlines()]
+    lines = (line.split(":", 2) for line in _content(root / "proc/self/cgroup").splitlines())
+    memberships = [parts for parts in lines if len(parts) == 3]  # number, controllers, path
     for line in _content(root / "proc/self/mountinfo").splitlines():
         # 36 35 98:0 /root /mount/point rw,noatime master:1 - cgroup2 cgroup2 rw,nsdelegate
         left, separator, right = line.partition(" - ")
@@ -132,9 +133,9 @@ def _cpu_groups(root: Path) -> Iterator[Path]:
         if not separator or len(fields) < 5 or len(kind) < 3:
             continue
         if kind[0] == "cgroup2":
-            paths = [path for _, controllers, path in _complete(memberships) if controllers == ""]
+            paths = [path for _, controllers, path in memberships if controllers == ""]
         elif kind[0] == "cgroup" and "cpu" in kind[2].split(","):
-            paths = [path for _, controllers, path in _complete(memberships) if "cpu" in controllers.split(",")]
+            paths = [path for _, controllers, path in memberships if "cpu" in controllers.split(",")]
         else:
             continue
         mounted, point = _unescaped(fields[3]), root / _unescaped(fields[4]).lstrip("/")
@@ -144,10 +145,6 @@ def _cpu_groups(root: Path) -> Iterator[Path]:
             if ".." in inside.parts:
                 inside = PurePosixPath()
             yield from (point / parent for parent in (inside, *inside.parents))
-
-
-def _complete(memberships: list[list[str]]) -> list[list[str]]:
-    return [membership for membership in memberships if len(membership) == 3]
 
 
 def _unescaped(path: str) -> str:

@@ -14,8 +14,9 @@ from gmf_edge import __version__
 from gmf_edge.artifact import cache_root
 from gmf_edge.cpu import cpu_name, engine_threads
 from gmf_edge.engines.choose import BACKENDS, backends_in_question
+from gmf_edge.engines.finding import MISSING, OK, WARNING, Finding
 from gmf_edge.engines.openvino.doctor import openvino_devices
-from gmf_edge.engines.tensorrt.doctor import MISSING, OK, WARNING, Finding, diagnose
+from gmf_edge.engines.tensorrt.doctor import diagnose
 from gmf_edge.errors import GmfEdgeError
 
 WORKSTATION = ("torch", "onnx", "onnx-ir", "onnxscript", "safetensors")

@@ -84,6 +84,10 @@ class StaleArtifact(EngineError):
     """An engine or cache that was made on another device or by another version."""
 
 
+class PackageError(GmfEdgeError):
+    """A package that cannot be made from this bundle, or that the program which reads it would refuse."""
+
+
 class KernelError(GmfEdgeError):
     """A GPU kernel that could not be compiled, or that does not fit the model or the device."""
 
@@ -98,10 +102,6 @@ class RegressionError(GmfEdgeError):
     """Slower or less accurate, by more than was allowed, than what it was compared with (exit status 5)."""
 
     exit_status = 5
-
-
-class PackageError(GmfEdgeError):
-    """A package that cannot be made from this bundle, or that the program which reads it would refuse."""
 
 
 class EnvironmentProblem(GmfEdgeError):

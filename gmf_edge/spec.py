@@ -22,20 +22,23 @@ from typing import Any
 
 from gmf_edge.errors import SpecError
 from gmf_edge.image import Preprocess as Preprocess  # part of a request; image.py is the layer below
+from gmf_edge.ops.aggregation import NUM_SEGMENTS as NUM_SEGMENTS
+from gmf_edge.ops.mixed_attention import NUM_HEADS as NUM_HEADS
 from gmf_edge.sizes import SIZE_MULTIPLE as SIZE_MULTIPLE
 from gmf_edge.sizes import SizeRange as SizeRange
 from gmf_edge.sizes import check_size as check_size
 from gmf_edge.sizes import words_of_size as words_of_size
 
 NUM_STAGES = 4
-NUM_SEGMENTS = 5
-NUM_HEADS = 8
 # beyond these a request is a slip of the keyboard, and an error is kinder than a machine without memory
 MOST_CLASSES, LARGEST_BATCH, LARGEST_SEED = 1_000_000, 4096, 2**32 - 1
 STAGE_STRIDES = (4, 8, 16, 32)
-# outputs of the two tasks
+# the input of every graph and engine, [B, 3, H, W], and the outputs of the two tasks
+IMAGES = "images"
 LOGITS = "logits"
 MAPS = ("stage1", "stage2", "stage3", "stage4")
+# what may stand behind each map of a backbone
+OUTPUT_NORMS = ("", "batch", "layer")
 
 
 class Task(str, Enum):
@@ -171,9 +174,6 @@ class ModelSpec:
             raise SpecError(f"not a model spec: {error}", "the file was written by another version or edited") from error
 
 
-OUTPUT_NORMS = ("", "batch", "layer")
-
-
 @dataclass(frozen=True)
 class BatchProfile:
     """Batch sizes that will be served: the engine accepts min..max and is tuned for opt.
@@ -210,7 +210,6 @@ class Target:
         opset: ONNX operator set of the graph.
         ir_version: ONNX file format version.
         typing: "strong" where the graph alone decides the types, "weak" where builder flags and layer constraints must help.
-        qdq_scales: dtype of Q/DQ scales in a graph whose activations are FP16: "float32" or "float16".
         plugin_interface: "IPluginV2DynamicExt", "IPluginV3" or "" where no plugin can be loaded.
         has_bf16: it computes in BF16.
     """
@@ -219,7 +218,6 @@ class Target:
     opset: int
     ir_version: int
     typing: str
-    qdq_scales: str
     plugin_interface: str
     has_bf16: bool = False
 
@@ -238,11 +236,11 @@ class Target:
 
 OPSET_NEW, OPSET_OLD, OPSET_BF16 = 20, 17, 22
 TARGETS: dict[str, Target] = {
-    "onnxruntime": Target("onnxruntime", OPSET_NEW, 9, "strong", "float16", ""),
-    "tensorrt-8.6": Target("tensorrt-8.6", OPSET_OLD, 8, "weak", "float32", "IPluginV2DynamicExt"),
-    "tensorrt-10.3": Target("tensorrt-10.3", OPSET_NEW, 9, "strong", "float16", "IPluginV3", True),
-    "tensorrt-10.13": Target("tensorrt-10.13", OPSET_NEW, 9, "strong", "float16", "IPluginV3", True),
-    "tensorrt-11": Target("tensorrt-11", OPSET_NEW, 9, "strong", "float16", "IPluginV3", True),
+    "onnxruntime": Target("onnxruntime", OPSET_NEW, 9, "strong", ""),
+    "tensorrt-8.6": Target("tensorrt-8.6", OPSET_OLD, 8, "weak", "IPluginV2DynamicExt"),
+    "tensorrt-10.3": Target("tensorrt-10.3", OPSET_NEW, 9, "strong", "IPluginV3", True),
+    "tensorrt-10.13": Target("tensorrt-10.13", OPSET_NEW, 9, "strong", "IPluginV3", True),
+    "tensorrt-11": Target("tensorrt-11", OPSET_NEW, 9, "strong", "IPluginV3", True),
 }
 
 

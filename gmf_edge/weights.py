@@ -15,6 +15,8 @@ from typing import Any
 
 from gmf_edge.errors import SpecError
 
+# what is packaged: weights, labels and pictures of pico, and ImageNet's class names
+ASSETS = Path(__file__).parent / "assets"
 KINDS = ("checkpoint", "packaged", "random")
 UNTRAINED = "UNTRAINED weights: for latency and numerics only"
 

@@ -25,6 +25,10 @@ from gmf_edge.spec import SizeRange, Task
 
 # pytest-xdist tells its workers how wide the terminal is: output is compared as it is without one
 os.environ.pop("COLUMNS", None)
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    # each worker has its own cores: thread pools that wait by spinning would take the other workers' time
+    cores, worker = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+    os.sched_setaffinity(0, cores[worker :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])] or cores)
 # graph_tools.py is imported by name
 sys.path.append(str(Path(__file__).parent))
 

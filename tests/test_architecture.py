@@ -139,6 +139,19 @@ def test_the_first_file_of_a_room_is_its_flow_on_one_screen(room: str, first: st
     assert steps <= called | mentioned, f"not on the first screen: {sorted(steps - called - mentioned)}"
 
 
+def test_the_page_names_every_room_and_no_other() -> None:
+    page = (REPOSITORY / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+(?:\.py|/))`", page)
+    rooms = {
+        path.name if path.suffix else f"{path.name}/"
+        for path in PACKAGE.iterdir()
+        if path.suffix == ".py" or any(path.glob("*.py"))
+    }
+    assert rooms - {"__main__.py"} <= set(named), f"not on the page: {sorted(rooms - {'__main__.py'} - set(named))}"
+    gone = [name for name in named if not any((folder / name).exists() for folder in (PACKAGE, REPOSITORY, *PACKAGE.iterdir()))]
+    assert gone == [], f"on the page and not there: {gone}"
+
+
 def test_torch_stays_in_the_model_room() -> None:
     assert {module.split(".")[0] for module in importers("torch")} == {"model"}
 

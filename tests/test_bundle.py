@@ -187,7 +187,7 @@ def test_sealing_again_covers_what_was_added(small: Path) -> None:
     (small / "engine.plan").write_bytes(b"engine")
     assert "engine.plan does not belong" in refusal(small)
     seal(small, manifest_of(engine_files=("engine.plan",)))
-    assert set(open_bundle(small).manifest.files) == {"engine.plan", "labels.txt", "portable.onnx"}
+    assert set(open_bundle(small).manifest.files) == {"engine.plan", "golden.npz", "labels.txt", "portable.onnx"}
 
 
 def test_a_bundle_may_be_moved(small: Path, tmp_path: Path) -> None:

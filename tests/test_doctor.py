@@ -9,7 +9,7 @@ import pytest
 
 from gmf_edge import doctor
 from gmf_edge.doctor import DEVICE, ENGINES, WORKSTATION, examine
-from gmf_edge.engines.tensorrt.doctor import MISSING, OK, WARNING, Finding
+from gmf_edge.engines.finding import MISSING, OK, WARNING, Finding
 from gmf_edge.errors import EnvironmentProblem
 
 

@@ -116,7 +116,10 @@ class _CpuEngine(LogitsOnly):
         try:
             logits: FloatArray = self._run(np.ascontiguousarray(images, np.float32))
         except Exception as error:  # both runtimes raise several types of their own
-            raise EngineError(f"the plain export failed at batch {len(images)}: {str(error).splitlines()[0]}") from error
+            raise EngineError(
+                f"the plain export failed at batch {len(images)}: {str(error).splitlines()[0]}",
+                "use smaller batches or free memory",
+            ) from error
         return logits
 
     def compute_times_ms(self, images: FloatArray, count: int) -> None:

@@ -22,11 +22,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
+from gmf_edge.bench.calls import call_times_ms, seeded_images
 from gmf_edge.bench.device import device_state, state_notes
 from gmf_edge.bench.median import median_interval
-from gmf_edge.engines.protocol import Engine, FloatArray, Progress, inference_of, silent
+from gmf_edge.engines.protocol import Engine, FloatArray, Progress, silent
 from gmf_edge.errors import SpecError
 from gmf_edge.spec import BatchProfile
 
@@ -181,7 +180,7 @@ def compare_engines(
     """
     if not margin > 0:
         raise SpecError(f"a margin of {margin}", "use a positive one, such as 1.05")
-    told = [engine.facts.notes for engine in (candidate, baseline)]
+    notes_before = [engine.facts.notes for engine in (candidate, baseline)]
     timer = _Timer(candidate, baseline, profile, image_size, clock, sleep)
     progress(None, f"timing {names[0]} against {names[1]} at batch {profile.opt}, {timer.measure}")
     timer.warm_up(profile.opt, (gpu_plan if timer.on_gpu else cpu_plan).warmup_s)
@@ -197,7 +196,7 @@ def compare_engines(
     end = device_state() if others else after
     found = [
         f"{name}: {note}"
-        for name, engine, earlier in zip(names, (candidate, baseline), told, strict=True)
+        for name, engine, earlier in zip(names, (candidate, baseline), notes_before, strict=True)
         for note in engine.facts.notes
         if note not in earlier
     ]
@@ -296,21 +295,15 @@ class _Timer:
     ) -> None:
         self.candidate, self.baseline, self.image_size, self.clock, self.sleep = candidate, baseline, image_size, clock, sleep
         self.last_ran: Engine | None = None
-        probe = self._images(profile.opt)
+        probe = seeded_images(profile.opt, image_size)
         self.on_gpu = all(engine.compute_times_ms(probe, 1) is not None for engine in (baseline, candidate))
         self.measure = "GPU compute time" if self.on_gpu else "host latency"
 
-    def _images(self, batch: int) -> FloatArray:
-        return np.random.default_rng(0).standard_normal((batch, 3, *self.image_size)).astype(np.float32)
-
     def _host_ms(self, engine: Engine, images: FloatArray) -> float:
-        before = self.clock()
-        inference_of(engine)(images)
-        return (self.clock() - before) * 1000
+        return call_times_ms(engine, images, 1, on_gpu=False, clock=self.clock)[0]
 
     def _times_ms(self, engine: Engine, images: FloatArray, calls: int) -> list[float]:
-        times = engine.compute_times_ms(images, calls) if self.on_gpu else None
-        return [self._host_ms(engine, images) for _ in range(calls)] if times is None else times.tolist()
+        return call_times_ms(engine, images, calls, on_gpu=self.on_gpu, clock=self.clock)
 
     def _block_ms(self, engine: Engine, images: FloatArray, calls: int, pause_s: float) -> float:
         if not self.on_gpu and engine is not self.last_ran:
@@ -321,7 +314,7 @@ class _Timer:
 
     def warm_up(self, batch: int, seconds: float) -> None:
         """Both engines, untimed, for `seconds` each and at least once."""
-        images = self._images(batch)
+        images = seeded_images(batch, self.image_size)
         for engine in (self.candidate, self.baseline):
             end = self.clock() + seconds
             while True:
@@ -331,7 +324,7 @@ class _Timer:
 
     def compare(self, batch: int, margin: float, plan: TimingPlan, progress: Progress) -> BatchComparison:
         """Rounds at one batch size until the answer is clear or the plan's time is over."""
-        images = self._images(batch)
+        images = seeded_images(batch, self.image_size)
         calls = self._calls_a_block(images, plan)
         candidate_ms: list[float] = []
         baseline_ms: list[float] = []

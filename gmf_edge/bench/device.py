@@ -122,8 +122,10 @@ def _by_nvml() -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def nvml_device() -> Iterator[tuple[Callable[..., Any], Any]]:
-    """(ask, device): NVML's handle of the GPU that this process uses, None where there is none; ask(function, ...) is None for what it does
-    not tell."""
+    """(ask, device): NVML's handle of the GPU that this process uses, None where there is none.
+
+    ask(function, ...) calls NVML, and is None for what it does not tell.
+    """
     try:
         import pynvml
 

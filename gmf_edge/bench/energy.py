@@ -29,7 +29,7 @@ class EnergyMeter:
     """
 
     def __init__(self, on_gpu: bool) -> None:
-        self._joules: dict[str, Any] | None = None
+        self._energy: dict[str, Any] | None = None
         self._finish = (_gpu_meter() if on_gpu else None) or (None if on_gpu else _rapl_meter())
         self._began = time.perf_counter()
 
@@ -41,11 +41,11 @@ class EnergyMeter:
         if found is None or not images or not seconds > 0:
             return
         source, joules = found
-        self._joules = {"source": source, "joules_per_image": joules / images, "watts": joules / seconds}
+        self._energy = {"source": source, "joules_per_image": joules / images, "watts": joules / seconds}
 
     def to_json(self) -> dict[str, Any] | None:
         """{"source", "joules_per_image", "watts"}; None where nothing could be read."""
-        return self._joules
+        return self._energy
 
 
 Finish = Callable[[], "tuple[str, float] | None"]

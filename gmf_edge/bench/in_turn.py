@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from gmf_edge.bench.calls import Clock, call_times_ms, warm_up
 from gmf_edge.bench.median import median_interval
 from gmf_edge.bench.times import BOUND_CONFIDENCE, Times, quartiles
-from gmf_edge.engines.protocol import Engine, FloatArray, Progress, inference_of, silent
+from gmf_edge.engines.protocol import Engine, FloatArray, Progress, silent
 from gmf_edge.errors import SpecError
 
 
@@ -92,7 +93,7 @@ def time_in_turn(
     images: FloatArray,
     plan: TurnPlan,
     *,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Clock = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
     progress: Progress = silent,
 ) -> InTurn:
@@ -111,12 +112,7 @@ def time_in_turn(
     names = list(engines)
     for name in names:
         progress(None, f"warming up {name} at batch {len(images)}")
-        end = clock() + plan.warmup_s
-        inference_of(engines[name])(images)
-        while True:
-            inference_of(engines[name])(images)
-            if clock() >= end:
-                break
+        warm_up(engines[name], images, plan.warmup_s, least=2, clock=clock)
     on_gpu = all(engine.compute_times_ms(images, 1) is not None for engine in engines.values())
     calls = {name: _calls_a_block(engines[name], images, plan, on_gpu, clock) for name in names}
     blocks: dict[str, list[float]] = {name: [] for name in names}
@@ -131,7 +127,7 @@ def time_in_turn(
         for name in names[first:] + names[:first]:
             sleep(plan.quiet_s)
             began = clock()
-            times = _times_ms(engines[name], images, calls[name] + 1, on_gpu, clock)
+            times = call_times_ms(engines[name], images, calls[name] + 1, on_gpu=on_gpu, clock=clock)
             spent_s[name] += clock() - began
             blocks[name].append(statistics.median(times[1:]))
         number += 1
@@ -152,19 +148,6 @@ def _part(blocks: list[float], ours: list[float], calls: int) -> TurnTimes:
     return TurnTimes(Times.of(blocks), middle, low, high, bounded, calls)
 
 
-def _calls_a_block(engine: Engine, images: FloatArray, plan: TurnPlan, on_gpu: bool, clock: Callable[[], float]) -> int:
-    usual_ms = statistics.median(_times_ms(engine, images, 3, on_gpu, clock))
+def _calls_a_block(engine: Engine, images: FloatArray, plan: TurnPlan, on_gpu: bool, clock: Clock) -> int:
+    usual_ms = statistics.median(call_times_ms(engine, images, 3, on_gpu=on_gpu, clock=clock))
     return min(max(round(plan.block_ms / max(usual_ms, 1e-6)), 1), plan.most_calls)
-
-
-def _times_ms(engine: Engine, images: FloatArray, calls: int, on_gpu: bool, clock: Callable[[], float]) -> list[float]:
-    if on_gpu:
-        found = engine.compute_times_ms(images, calls)
-        assert found is not None, "an engine has GPU times or has none"
-        return [float(ms) for ms in found]
-    times = []
-    for _ in range(calls):
-        before = clock()
-        inference_of(engine)(images)
-        times.append((clock() - before) * 1000)
-    return times

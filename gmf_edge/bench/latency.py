@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gmf_edge.bench.calls import seeded_images, warm_up
 from gmf_edge.bench.device import device_state, state_notes
 from gmf_edge.bench.energy import EnergyMeter
 from gmf_edge.bench.load import CpuLoad
@@ -168,13 +169,8 @@ def measure_latency(
         EngineError: the engine refuses the batch.
     """
     plan = plan or BenchPlan(**settings)
-    infer = inference_of(engine)
     images = seeded_images(batch, image_size)
-    end = time.perf_counter() + plan.warmup_ms / 1000
-    while True:
-        infer(images)
-        if time.perf_counter() >= end:
-            break
+    warm_up(engine, images, plan.warmup_ms / 1000)
     on_gpu = engine.compute_times_ms(images, 1) is not None
     before = device_state() if on_gpu else None
     load = CpuLoad()
@@ -221,11 +217,6 @@ def modes_of(traced: Traced | None, plan: BenchPlan) -> dict[str, Any]:
         "streams": len({trace.stream for trace in traced.traces}),
         "in_flight": traced.in_flight,
     }
-
-
-def seeded_images(batch: int, image_size: tuple[int, int]) -> FloatArray:
-    """Noise [batch, 3, H, W] as input: latency does not depend on what is on a picture."""
-    return np.random.default_rng(0).standard_normal((batch, 3, *image_size)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -313,11 +304,7 @@ def _threaded_throughput(engines: Sequence[Engine], images: FloatArray, plan: Be
     def work(number: int) -> None:
         infer = inference_of(engines[number])
         try:
-            end = time.perf_counter() + plan.warmup_ms / 1000
-            while True:
-                infer(images)
-                if time.perf_counter() >= end:
-                    break
+            warm_up(engines[number], images, plan.warmup_ms / 1000)
             ready.wait()
             start = now = time.perf_counter()
             while now - start < plan.duration_s or len(ends[number]) < plan.iterations:

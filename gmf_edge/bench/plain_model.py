@@ -18,12 +18,11 @@ from gmf_edge.artifact import run_stage, sha256_of
 from gmf_edge.engines.protocol import Progress, silent
 from gmf_edge.errors import CheckpointError, EnvironmentProblem, SpecError
 from gmf_edge.spec import ModelSpec
-from gmf_edge.weights import WeightsOrigin
+from gmf_edge.weights import ASSETS, WeightsOrigin
 
 if TYPE_CHECKING:
     from gmf_edge.model.groupmixformer import GroupMixFormer
 
-ASSETS = Path(__file__).parents[1] / "assets"
 PLAIN = "1-plain.onnx"
 
 

@@ -15,8 +15,7 @@ from collections.abc import Iterable, Sequence
 
 from gmf_edge.engines.protocol import EngineFacts
 from gmf_edge.engines.trace import InferenceTrace, LayerRuns
-
-INPUT_NAME, OUTPUT_NAME = "images", "logits"
+from gmf_edge.spec import IMAGES, LOGITS, MAPS, Task
 
 
 def times_json(traces: Iterable[InferenceTrace]) -> str:
@@ -67,13 +66,14 @@ def inspector_layers_json(answer: str) -> str:
     return json.dumps(json.loads(answer, strict=False), indent=1)
 
 
-def layers_json(facts: EngineFacts) -> str:
+def layers_json(facts: EngineFacts, task: Task) -> str:
     """--exportLayerInfo, of a backend that has no inspector: the same keys with what it tells of its layers, in execution order.
 
     Such a backend tells no tensors, so "Inputs" and "Outputs" are empty; "Precision" is this project's.
     """
+    outputs = (LOGITS,) if task is Task.CLASSIFY else MAPS
     layers = [
         {"Name": layer.name, "LayerType": layer.kind, "Inputs": [], "Outputs": [], "Precision": layer.precision}
         for layer in facts.layers
     ]
-    return json.dumps({"Layers": layers, "Bindings": [INPUT_NAME, OUTPUT_NAME]}, indent=1)
+    return json.dumps({"Layers": layers, "Bindings": [IMAGES, *outputs]}, indent=1)

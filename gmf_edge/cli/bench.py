@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from gmf_edge.cli.bench_screen import show_baselines, show_difference, show_throughput
-from gmf_edge.cli.options import EvalData, Folder, RunOptions, ScreenOptions
+from gmf_edge.cli.options import AsJson, EvalData, Folder, RunOptions, ScreenOptions
 from gmf_edge.cli.screen import RegressionShown, out, print_json, progress_shown, show_latency
 from gmf_edge.errors import SpecError
 
@@ -114,7 +114,7 @@ def compare(
         typer.Option(help="Largest accepted loss of top-1 (or agreement) in percentage points.", show_default="no limit"),
     ] = None,
     force: Annotated[bool, typer.Option(help="Compare although machines, modes or evaluation images differ.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Results as one JSON object on standard output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Two bundles or two measurements against each other.
 

@@ -36,13 +36,6 @@ class VariantName(str, Enum):
     LARGE = "large"
 
 
-class TaskName(str, Enum):
-    """Choices of --task."""
-
-    CLASSIFY = "classify"
-    FEATURES = "features"
-
-
 class PrecisionName(str, Enum):
     """Choices of --precision."""
 
@@ -62,6 +55,7 @@ class PrecisionProof(str, Enum):
 
 assert [variant.value for variant in VariantName] == list(VARIANTS)
 assert [backend.value for backend in BackendName] == ["auto", *BACKENDS]
+assert [precision.value for precision in PrecisionName] == [*(precision.value for precision in Precision), "auto"]
 
 Folder = Annotated[Path, typer.Argument(help="A bundle: the folder that build or export wrote.", show_default=False)]
 Backend = Annotated[
@@ -77,7 +71,7 @@ Variant = Annotated[VariantName | None, typer.Option(help="Which GroupMixFormer.
 Checkpoint = Annotated[Path | None, typer.Option(help="Weights: .pth or .safetensors.", show_default="packaged (pico) or random")]
 ImageSize = Annotated[str | None, typer.Option(help="Pixels, S or HxW, multiples of 32.", show_default="224, pico 64")]
 TaskChoice = Annotated[
-    TaskName, typer.Option("--task", help="What comes out: logits, or a backbone's maps of strides 4, 8, 16 and 32.")
+    Task, typer.Option("--task", help="What comes out: logits, or a backbone's maps of strides 4, 8, 16 and 32.")
 ]
 DynamicSize = Annotated[
     str | None,
@@ -170,7 +164,7 @@ class CalibrationOptions:
     calibration_data: CalibrationData = None
     calibration_images: CalibrationImages = 500
     recipe: RecipeName = "balanced"
-    task: TaskChoice = TaskName.CLASSIFY
+    task: TaskChoice = Task.CLASSIFY
 
     def calibration_spec(self) -> BuildSpec:
         """The request of `gmf-edge calibrate`.
@@ -189,7 +183,7 @@ class CalibrationOptions:
             calibration_data=self.calibration_data,
             calibration_images=self.calibration_images,
             recipe=self.recipe,
-            task=Task(self.task.value),
+            task=self.task,
         )
 
 
@@ -246,7 +240,7 @@ class BundleOptions(CalibrationOptions):
             budget_minutes=self.budget_minutes,
             keep_int8=keep_int8,
             plugin_archs=tuple(self.plugin_arch or ()),
-            task=Task(self.task.value),
+            task=self.task,
             sizes=None if self.dynamic_size is None else parse_range(self.dynamic_size, image_size),
         )
 
@@ -254,7 +248,7 @@ class BundleOptions(CalibrationOptions):
         """Eight images of a classifier; one of a backbone, whose images are large, or as many as the others need."""
         if self.max_batch is not None:
             return self.max_batch
-        return 8 if self.task is TaskName.CLASSIFY else max(self.min_batch, self.opt_batch)
+        return 8 if self.task is Task.CLASSIFY else max(self.min_batch, self.opt_batch)
 
     def _precision_name(self) -> PrecisionName:
         flags = {
@@ -269,7 +263,7 @@ class BundleOptions(CalibrationOptions):
         if len(names) > 1:
             raise SpecError(
                 f"two precisions were asked for: {' and '.join(sorted(name.value for name in names))}",
-                "give one of --precision, --fp32, --fp16 and --int8",
+                "give one of --precision, --fp32, --fp16, --bf16 and --int8",
             )
         return next(iter(names), PrecisionName.FP32)
 

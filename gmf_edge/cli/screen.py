@@ -185,10 +185,10 @@ def _after_failure(folder: Path | None) -> list[str]:
 
 def _notes(report: Mapping[str, Any]) -> list[str]:
     """Of the engine, of how it was chosen, and of its latency, each once."""
-    told = [report["engine"]["notes"], report.get("notes", [])]
-    told += [report[name]["notes"] for name in ("plugin", "comparison", "choice") if report.get(name)]
-    told += [value["notes"] for value in report["latency"].values()]
-    return list(dict.fromkeys(note for notes in told for note in notes))
+    groups = [report["engine"]["notes"], report.get("notes", [])]
+    groups += [report[name]["notes"] for name in ("plugin", "comparison", "choice") if report.get(name)]
+    groups += [value["notes"] for value in report["latency"].values()]
+    return list(dict.fromkeys(note for notes in groups for note in notes))
 
 
 def _show_statement(report: Mapping[str, Any]) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 from gmf_edge import __version__
 from gmf_edge.artifact import write_atomically
 from gmf_edge.bench.baselines import BaselineRequest, open_baseline
+from gmf_edge.bench.calls import seeded_images
 from gmf_edge.bench.in_turn import InTurn, TurnPlan, time_in_turn
-from gmf_edge.bench.latency import BenchPlan, Latency, Throughput, measure_latency, measure_throughput, seeded_images
+from gmf_edge.bench.latency import BenchPlan, Latency, Throughput, measure_latency, measure_throughput
 from gmf_edge.bench.load import machine_facts
 from gmf_edge.bench.plain_model import PlainModel
 from gmf_edge.bench.trtexec_files import inspector_layers_json, layers_json, profile_json, times_json
@@ -27,12 +28,13 @@ from gmf_edge.deploy.parity import evaluation_images, parity_of
 from gmf_edge.deploy.summary import accuracy_of, bundle_summary
 from gmf_edge.engines.choose import choose_backend
 from gmf_edge.engines.protocol import Engine, EngineFacts, Progress, silent
-from gmf_edge.engines.trace import InspectedEngine, LayerRuns, ProfiledEngine
+from gmf_edge.engines.trace import InspectableEngine, LayerRuns, ProfiledEngine
 from gmf_edge.errors import CheckpointError, GmfEdgeError, SpecError
+from gmf_edge.report import BENCH_KIND
 from gmf_edge.spec import Task
 from gmf_edge.verify.judge import judge
 
-KIND, SCHEMA = "gmf-edge bench", 1
+SCHEMA = 1
 # what our engine is called among the baselines
 OURS = "gmf-edge"
 PROFILED_RUNS = 10
@@ -161,7 +163,7 @@ class BenchResult:
     def to_json(self) -> dict[str, Any]:
         """Plain values: what `gmf-edge bench --output` writes and `gmf-edge compare` reads."""
         return {
-            "kind": KIND,
+            "kind": BENCH_KIND,
             "schema": SCHEMA,
             "gmf_edge": __version__,
             "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -299,7 +301,9 @@ def _write_exports(engine: Engine, latencies: Sequence[Latency], request: BenchR
         return profile_json(_layer_runs(engine))
 
     def layers() -> str:
-        return inspector_layers_json(engine.inspector_json()) if isinstance(engine, InspectedEngine) else layers_json(engine.facts)
+        if isinstance(engine, InspectableEngine):
+            return inspector_layers_json(engine.inspector_json())
+        return layers_json(engine.facts, engine.task)
 
     exports: tuple[tuple[Path | None, Callable[[], str]], ...] = (
         (request.export_times, lambda: times_json(latencies[0].traces)),

@@ -17,9 +17,10 @@ from typing import Any
 
 from gmf_edge.artifact import read_json
 from gmf_edge.bundle import open_bundle
-from gmf_edge.deploy.bench import KIND, SCHEMA
+from gmf_edge.deploy.bench import SCHEMA
 from gmf_edge.deploy.summary import bundle_summary
 from gmf_edge.errors import BundleError, DataError, SpecError
+from gmf_edge.report import BENCH_KIND
 
 # modes that a latency depends on; a CPU has none of the first three
 MODES = ("cuda_graph", "transfers", "spin_wait")
@@ -199,7 +200,7 @@ def read_side(path: Path) -> Side:
         values = {**bundle_summary(bundle), "engine": report["engine"], "latency": list(report["latency"].values())}
     else:
         values = read_json(path, DataError, "give a bundle, or a file that 'gmf-edge bench --output' wrote")
-        if not isinstance(values, dict) or values.get("kind") != KIND or values.get("schema") != SCHEMA:
+        if not isinstance(values, dict) or values.get("kind") != BENCH_KIND or values.get("schema") != SCHEMA:
             raise DataError(
                 f"{path} was not written by 'gmf-edge bench --output' of this version", "measure again, or give a bundle"
             )
@@ -249,8 +250,8 @@ def _latency_changes(a: Side, b: Side) -> Iterator[LatencyChange]:
         on_gpu = bool(first.get("gpu_compute") and second.get("gpu_compute"))
         if on_gpu:
             first, second = first["gpu_compute"], second["gpu_compute"]
-        told = [found.get(name) for found in (first, second) for name in ("median_low_ms", "median_high_ms")]
-        bounds = [float(bound) for bound in told if bound is not None and bound > 0]
+        stated = [found.get(name) for found in (first, second) for name in ("median_low_ms", "median_high_ms")]
+        bounds = [float(bound) for bound in stated if bound is not None and bound > 0]
         low = high = None
         if len(bounds) == 4:
             low, high = bounds[2] / bounds[1] - 1, bounds[3] / bounds[0] - 1

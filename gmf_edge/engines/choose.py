@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from gmf_edge.engines.onnxruntime import OnnxRuntimeBackend
 from gmf_edge.engines.openvino.backend import OpenVinoBackend
-from gmf_edge.engines.protocol import Backend, EngineRequest
+from gmf_edge.engines.protocol import Backend, BackendWithAlternatives, EngineRequest
 from gmf_edge.engines.tensorrt.backend import TensorRTBackend
 from gmf_edge.errors import EnvironmentProblem, SpecError
 
@@ -42,18 +42,14 @@ def backends_in_question(wanted: str) -> tuple[Sequence[Backend], str]:
     first, why = choose_backend(wanted, to_build=True)
     if wanted != "auto" or isinstance(first, TensorRTBackend):
         return [first], why
-    usable = [first, *(backend for backend in _behind(first) if backend.missing_to_build() is None)]
+    behind = [kind() for kind in BACKENDS[BACKENDS.index(type(first)) + 1 :]]
+    usable = [first, *(backend for backend in behind if backend.missing_to_build() is None)]
     return usable, " and ".join(backend.name for backend in usable) + why.removeprefix(first.name)
 
 
 def requests_in_question(backend: Backend, request: EngineRequest) -> tuple[EngineRequest, ...]:
     """The request, and others that meet it in another way and may be the better ones here."""
-    return backend.alternatives(request) if isinstance(backend, OpenVinoBackend) else (request,)
-
-
-def _behind(backend: Backend) -> Sequence[Backend]:
-    kinds = list(BACKENDS)
-    return [kind() for kind in kinds[kinds.index(type(backend)) + 1 :]]
+    return backend.alternatives(request) if isinstance(backend, BackendWithAlternatives) else (request,)
 
 
 def choose_backend(wanted: str, *, to_build: bool = False) -> tuple[Backend, str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,10 @@ from gmf_edge.engines.protocol import (
     FloatArray,
     LayerRecord,
     Progress,
+    precision_shares,
+    require_images,
     require_task,
     silent,
-    wrong_images,
 )
 from gmf_edge.engines.trace import LayerRuns
 from gmf_edge.errors import EngineError, EnvironmentProblem, SpecError
@@ -168,14 +168,7 @@ class OnnxRuntimeEngine:
     def _outputs_of(self, images: FloatArray) -> dict[str, FloatArray]:
         if self._session is None:
             raise EngineError("the engine is closed", "open it again")
-        wrong = wrong_images(images.shape, self._shape, self._sizes)
-        if wrong is not None:
-            raise wrong
-        if not self._profile.min <= len(images) <= self._profile.max:
-            raise EngineError(
-                f"batch size {len(images)} is outside the profile {self._profile.min}..{self._profile.max}",
-                "split or fill up the batch, or build with other --min-batch and --max-batch",
-            )
+        require_images(images.shape, self._shape, self._sizes, self._profile)
         return self._run(self._session, images)
 
     def compute_times_ms(self, images: FloatArray, count: int) -> None:
@@ -198,11 +191,6 @@ class OnnxRuntimeEngine:
         import onnxruntime as ort
 
         layers = self._profiled_layers()
-        shares: Counter[str] = Counter()
-        for layer in layers:
-            if layer.kind in WEIGHTED_KINDS:
-                shares[layer.precision] += layer.time_ms or 0.0  # type: ignore[assignment]
-        total = sum(shares.values())
         notes = []
         if self._half or any(layer.precision == "fp16" for layer in layers):
             notes.append(
@@ -220,7 +208,7 @@ class OnnxRuntimeEngine:
             device=f"{cpu_name()}, {self._threads.words}",
             form=self._form,
             layers=tuple(layers),
-            precision_shares={name: value / total for name, value in sorted(shares.items())} if total else {},
+            precision_shares=precision_shares(layers, WEIGHTED_KINDS),
             notes=tuple(notes),
             options={} if self._asked_threads is None else {"threads": self._asked_threads},
             execution={"threads": self._threads.count, "threads_reason": self._threads.reason},

@@ -5,10 +5,11 @@ The rest of the device half knows only this page. A new backend is a file beside
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +80,22 @@ class LayerRecord:
     kind: str
     precision: str
     time_ms: float | None = None
+
+
+def precision_shares(layers: Sequence[LayerRecord], weighted_kinds: Collection[str]) -> dict[str, float]:
+    """Share of the weighted layers per precision, sums to 1: of their time where any was measured, else of their number.
+
+    Args:
+        layers: as the backend reports them.
+        weighted_kinds: kinds of layers that carry weights or multiply matrices: what a request for FP16 or INT8 is about.
+    """
+    weighted = [layer for layer in layers if layer.kind in weighted_kinds]
+    timed = any(layer.time_ms for layer in weighted)
+    shares: Counter[str] = Counter()
+    for layer in weighted:
+        shares[layer.precision] += (layer.time_ms or 0.0) if timed else 1.0  # type: ignore[assignment]
+    total = sum(shares.values())
+    return {name: value / total for name, value in sorted(shares.items())} if total else {}
 
 
 @dataclass(frozen=True)
@@ -186,13 +203,19 @@ def require_task(task: Task, wanted: Task) -> None:
         raise EngineError("this engine is a classifier: it gives logits and no maps", "call infer, or build with --task features")
 
 
-def wrong_images(shape: tuple[int, ...], image_shape: tuple[int, ...], sizes: SizeRange | None) -> EngineError | None:
-    """What is wrong with images of this shape, to be raised; None where an engine takes them, but for their batch size.
+def require_images(
+    shape: tuple[int, ...], image_shape: tuple[int, ...], sizes: SizeRange | None = None, profile: BatchProfile | None = None
+) -> None:
+    """Refuse images of a shape that an engine does not take.
 
     Args:
         shape: of the images.
         image_shape: (3, H, W) of an engine of one image size.
         sizes: of an engine of several.
+        profile: batch sizes that it takes; None where it takes any.
+
+    Raises:
+        EngineError: another shape, or a batch size outside the profile.
     """
     if sizes is None:
         wanted = f"[batch, {', '.join(map(str, image_shape))}]"
@@ -201,7 +224,13 @@ def wrong_images(shape: tuple[int, ...], image_shape: tuple[int, ...], sizes: Si
         low, high = words_of_size(sizes.min), words_of_size(sizes.max)
         wanted = f"[batch, 3, H, W] with H and W multiples of 32, from {low} to {high}"
         fits = len(shape) == 4 and shape[1] == 3 and sizes.includes((shape[2], shape[3]))
-    return None if fits else EngineError(f"images of shape {tuple(shape)}", f"give {wanted}")
+    if not fits:
+        raise EngineError(f"images of shape {tuple(shape)}", f"give {wanted}")
+    if profile is not None and not profile.min <= shape[0] <= profile.max:
+        raise EngineError(
+            f"batch size {shape[0]} is outside the profile {profile.min}..{profile.max}",
+            "split or fill up the batch, or build with other --min-batch and --max-batch",
+        )
 
 
 class Backend(Protocol):
@@ -240,3 +269,11 @@ class Backend(Protocol):
             EngineError: damaged, or not an engine.
             EnvironmentProblem: this machine cannot run it.
         """
+
+
+@runtime_checkable
+class BackendWithAlternatives(Protocol):
+    """A backend that can meet some requests in more than one way, of which the faster shows only when it is timed."""
+
+    def alternatives(self, request: EngineRequest) -> tuple[EngineRequest, ...]:
+        """The request and the others that meet it; never raises, for `build` says what is wrong."""

@@ -1,8 +1,8 @@
 """What some engines tell beyond results: when each step of each inference began and ended, and the times of their layers.
 
-An Engine that has `trace` is a TracedEngine, one that has `infer_many` a StreamingEngine, one with `layer_runs` a ProfiledEngine. The
-benchmark asks with isinstance, so that a backend without them is no worse a backend. Source of the steps: trtexec's InferenceTrace
-(sampleReporting.h of NVIDIA/TensorRT).
+An Engine that has `trace` is a TracedEngine, one that has `infer_many` a StreamingEngine, one with `layer_runs` a ProfiledEngine, one
+with `inspector_json` an InspectableEngine. The benchmark asks with isinstance, so that a backend without them is no worse a backend.
+Source of the steps: trtexec's InferenceTrace (sampleReporting.h of NVIDIA/TensorRT).
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class ProfiledEngine(Protocol):
 
 
 @runtime_checkable
-class InspectedEngine(Protocol):
+class InspectableEngine(Protocol):
     """An engine with TensorRT's engine inspector."""
 
     def inspector_json(self) -> str:

@@ -25,9 +25,9 @@ from onnxscript.rewriter.rules.common import materialize_reshape_shape_rule, rem
 
 from gmf_edge.errors import ExportError
 from gmf_edge.model.groupmixformer import GroupMixFormer
-from gmf_edge.spec import OPSET_NEW
+from gmf_edge.spec import IMAGES, OPSET_NEW
 
-INPUT_NAME, BATCH_AXIS = "images", "batch"
+BATCH_AXIS = "batch"
 TRACED_BATCH = 2
 PROVED_BATCHES = (1, 2, 3, 8)
 # of images beyond LARGE_PIXELS, of which eight take minutes and gigabytes: still one and another than the traced batch
@@ -56,7 +56,7 @@ def export_plain(model: GroupMixFormer, image_size: tuple[int, int], out: Path) 
                 dynamo=True,
                 opset_version=OPSET_NEW,
                 dynamic_shapes=({0: torch.export.Dim(BATCH_AXIS)},),
-                input_names=[INPUT_NAME],
+                input_names=[IMAGES],
                 output_names=list(model.spec.output_names),
                 # its rewriter tries some hundred patterns, which is half of the export's time; _tidy runs the three that matter
                 optimize=False,
@@ -120,8 +120,8 @@ def _prove_plain(model: GroupMixFormer, image_size: tuple[int, int], graph: Path
     expected = [output.numpy() for output in (given if isinstance(given, tuple) else (given,))]
     for size in batches:
         try:
-            found = session.run(None, {INPUT_NAME: images[:size]})
-        except Exception as error:
+            found = session.run(None, {IMAGES: images[:size]})
+        except Exception as error:  # onnxruntime raises several types of its own
             raise ExportError(
                 f"the exported graph fails at batch {size}: {str(error).splitlines()[0]}",
                 "report this with the torch version in use",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gmf_edge.engines.protocol import EngineFacts, FloatArray, LogitsOnly
+from gmf_edge.engines.protocol import EngineFacts, FloatArray, LogitsOnly, require_images
 from gmf_edge.errors import EngineError, EnvironmentProblem
 from gmf_edge.model.groupmixformer import GroupMixFormer
 
@@ -71,8 +71,7 @@ class TorchEngine(LogitsOnly):
         """
         if self._model is None:
             raise EngineError("the engine is closed", "open it again")
-        if images.ndim != 4 or images.shape[1:] != (3, *self._size):
-            raise EngineError(f"images of shape {images.shape}", f"give [batch, 3, {self._size[0]}, {self._size[1]}]")
+        require_images(images.shape, (3, *self._size))
         logits: FloatArray = self._run(torch.from_numpy(np.ascontiguousarray(images, np.float32))).cpu().numpy()
         return logits
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gmf_edge.ops.aggregation import NUM_SEGMENTS, WINDOWS
-from gmf_edge.ops.group_mix_attention import ATTRIBUTE_NAMES, DOMAIN, INPUT_NAMES, OP_TYPE, OUTPUT_NAME
+from gmf_edge.ops.group_mix_attention import ATTRIBUTE_NAMES, DOMAIN, INPUT_NAMES, OP_TYPE, OUTPUT_NAME, attribute_reference
 from gmf_edge.ops.mixed_attention import CRPE_HEADS, NUM_HEADS
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def channel_last_body(opset: int) -> onnx.FunctionProto:
     ) -> None:
         node = helper.make_node(op_type, inputs, [outputs] if isinstance(outputs, str) else outputs, **attributes)
         for name, source in (references or {}).items():
-            node.attribute.append(_reference(name, source))
+            node.attribute.append(attribute_reference(name, source))
         nodes.append(node)
 
     def conv(value: str, weight: str, output: str, window: int, group: str | int, bias: str = "") -> None:
@@ -125,11 +125,3 @@ def channel_last_body(opset: int) -> onnx.FunctionProto:
         attributes=list(ATTRIBUTE_NAMES),
         doc_string="Aggregation and mixed attention of GroupMixFormer for CPU libraries; see gmf_edge/ops/channel_last_body.py",
     )
-
-
-def _reference(name: str, source: str) -> onnx.AttributeProto:
-    """An attribute `name` of a node inside a function that takes the value of the function's attribute `source`."""
-    from onnx import AttributeProto
-
-    kind = "FLOAT" if source in ("scale", "epsilon") else "INT"
-    return AttributeProto(name=name, ref_attr_name=source, type=AttributeProto.AttributeType.Value(kind))

@@ -166,8 +166,7 @@ def function_body(opset: int, norm_by_casts: bool = True) -> onnx.FunctionProto:
         """Appends a node; `references` maps an attribute to the function's attribute that gives its value."""
         node = helper.make_node(op_type, inputs, [outputs] if isinstance(outputs, str) else outputs, **attributes)
         for name, source in (references or {}).items():
-            kind = "FLOAT" if source in ("scale", "epsilon") else "INT"
-            node.attribute.append(_attribute_reference(name, source, kind))
+            node.attribute.append(attribute_reference(name, source))
         nodes.append(node)
 
     def split(value: str, outputs: list[str], axis: int) -> None:
@@ -271,10 +270,11 @@ def function_body(opset: int, norm_by_casts: bool = True) -> onnx.FunctionProto:
     )
 
 
-def _attribute_reference(name: str, source: str, kind: str) -> onnx.AttributeProto:
-    """An attribute `name` of a node inside a function that takes the value of the function's attribute `source`."""
+def attribute_reference(name: str, source: str) -> onnx.AttributeProto:
+    """An attribute `name` of a node inside a function that takes the value of the function's attribute `source`, of ATTRIBUTE_NAMES."""
     from onnx import AttributeProto
 
+    kind = "FLOAT" if source in ("scale", "epsilon") else "INT"
     return AttributeProto(name=name, ref_attr_name=source, type=AttributeProto.AttributeType.Value(kind))
 
 

@@ -10,14 +10,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from gmf_edge.bundle import Bundle
+from gmf_edge.bundle import WEIGHTS, Bundle
 from gmf_edge.engines.tensorrt.sidecar import Sidecar
 from gmf_edge.errors import AccuracyError, PackageError, SpecError
 from gmf_edge.spec import OPSET_NEW, Task
 
-# "images" [B, 3, H, W] -> "logits" [B, classes]: the tensors of every graph and engine (gmf_edge.model.export)
-INPUT, OUTPUT = "images", "logits"
-WEIGHTS = "weights.bin"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 

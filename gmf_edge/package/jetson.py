@@ -137,11 +137,11 @@ def _require_this_package(wheel: Path) -> None:
     try:
         with zipfile.ZipFile(wheel) as archive:
             (name,) = [entry for entry in archive.namelist() if entry.endswith(".dist-info/METADATA")]
-            said = Parser().parsestr(archive.read(name).decode())
+            metadata = Parser().parsestr(archive.read(name).decode())
     except (OSError, zipfile.BadZipFile, ValueError) as error:
         raise PackageError(f"{wheel} is not a wheel", "'pip wheel --no-deps SOURCE' makes one") from error
-    if said["Name"] != "gmf-edge" or said["Version"] != __version__:
-        raise PackageError(f"{wheel} is {said['Name']} {said['Version']}, not gmf-edge {__version__}", "give that wheel")
+    if metadata["Name"] != "gmf-edge" or metadata["Version"] != __version__:
+        raise PackageError(f"{wheel} is {metadata['Name']} {metadata['Version']}, not gmf-edge {__version__}", "give that wheel")
 
 
 def _require_aarch64(library: Path) -> None:

@@ -23,12 +23,11 @@ import gmf_edge.image
 import gmf_edge.package.triton_preprocess
 from gmf_edge import __version__
 from gmf_edge.bundle import LABELS, Bundle
+from gmf_edge.engines.openvino.saturation import NARROWED_NOTE
 from gmf_edge.engines.protocol import Progress
 from gmf_edge.engines.tensorrt.sidecar import Sidecar, architecture_of
 from gmf_edge.errors import PackageError
 from gmf_edge.package.delivered import (
-    INPUT,
-    OUTPUT,
     Delivered,
     PackageRequest,
     copy_model,
@@ -39,7 +38,7 @@ from gmf_edge.package.delivered import (
 )
 from gmf_edge.package.triton_config import CONFIG, Symbol, check_repository, missing_schema, parameters, tensor, to_pbtxt
 from gmf_edge.package.triton_preprocess import PREPROCESS
-from gmf_edge.spec import BatchProfile, Precision
+from gmf_edge.spec import IMAGES, LOGITS, BatchProfile, Precision
 
 REPOSITORY, PLUGINS, VERSION = "model_repository", "plugins", "1"
 PICTURES = "pictures"
@@ -105,7 +104,7 @@ def _require_servable(bundle: Bundle, engine: Delivered) -> None:
 
 def _narrowed(bundle: Bundle) -> bool:
     report = bundle.report or {"engine": {"notes": []}}
-    return any("7 bits" in note for note in report["engine"]["notes"])
+    return NARROWED_NOTE in report["engine"]["notes"]
 
 
 def _write_engine(bundle: Bundle, engine: Delivered, request: PackageRequest, folder: Path) -> None:
@@ -120,8 +119,8 @@ def _write_engine(bundle: Bundle, engine: Delivered, request: PackageRequest, fo
         # OpenVINO's backend looks for model.xml where it is not told
         **({"default_model_filename": file} if engine.backend == "openvino" else {}),
         "max_batch_size": manifest.profile.max,
-        "input": [tensor(INPUT, dtype, shape)],
-        "output": [tensor(OUTPUT, dtype, [manifest.model.num_classes], label_filename=LABELS)],
+        "input": [tensor(IMAGES, dtype, shape)],
+        "output": [tensor(LOGITS, dtype, [manifest.model.num_classes], label_filename=LABELS)],
         "instance_group": [{"count": request.instances, "kind": _kind(engine)}],
         **_batching(manifest.profile, request.max_queue_delay_us),
         "model_warmup": [
@@ -129,15 +128,15 @@ def _write_engine(bundle: Bundle, engine: Delivered, request: PackageRequest, fo
                 "name": f"batch {size}",
                 "batch_size": size,
                 "inputs": [
-                    {"key": INPUT, "value": {"data_type": Symbol(dtype), "dims": shape, "random_data": True}},
+                    {"key": IMAGES, "value": {"data_type": Symbol(dtype), "dims": shape, "random_data": True}},
                 ],
             }
             for size in manifest.profile.sizes
         ],
     }
-    told = _backend_parameters(engine, manifest.profile)
-    if told:
-        config["parameters"] = parameters(told)
+    settings = _backend_parameters(engine, manifest.profile)
+    if settings:
+        config["parameters"] = parameters(settings)
     _write_config(folder, config)
 
 
@@ -160,18 +159,18 @@ def _backend_parameters(engine: Delivered, profile: BatchProfile) -> dict[str, s
     if engine.backend == "onnxruntime":
         return {} if threads is None else {"intra_op_thread_count": str(threads)}
     if engine.backend == "openvino":
-        told = {
+        settings = {
             "PERFORMANCE_HINT": "LATENCY" if engine.options.get("streams", 1) == 1 else "THROUGHPUT",
             "NUM_STREAMS": str(engine.options.get("streams", 1)),
             "TARGET_DEVICE": str(engine.options.get("device", "CPU")),
         }
         if threads is not None:
-            told["INFERENCE_NUM_THREADS"] = str(threads)
+            settings["INFERENCE_NUM_THREADS"] = str(threads)
         if engine.options.get("arithmetic") == "bf16":
-            told["HINT_BF16"] = "YES"
+            settings["HINT_BF16"] = "YES"
         if profile.max > 1:
-            told["ENABLE_BATCH_PADDING"] = "YES"
-        return told
+            settings["ENABLE_BATCH_PADDING"] = "YES"
+        return settings
     return {}
 
 
@@ -190,7 +189,7 @@ def _write_preprocess(bundle: Bundle, folder: Path) -> None:
         "backend": "python",
         "max_batch_size": manifest.profile.max,
         "input": [tensor(PICTURES, "TYPE_STRING", [1])],
-        "output": [tensor(INPUT, _TYPES[manifest.io_dtype], [3, *manifest.model.image_size])],
+        "output": [tensor(IMAGES, _TYPES[manifest.io_dtype], [3, *manifest.model.image_size])],
         "instance_group": [{"count": 1, "kind": Symbol("KIND_CPU")}],
         # photographs are turned as their EXIF data say, as `gmf-edge predict` does; "false" for pixels as the evaluation has them
         "parameters": parameters({"upright": "true"}),
@@ -213,20 +212,20 @@ def _write_ensemble(bundle: Bundle, name: str, folder: Path) -> None:
         "platform": "ensemble",
         "max_batch_size": manifest.profile.max,
         "input": [tensor(PICTURES, "TYPE_STRING", [1])],
-        "output": [tensor(OUTPUT, _TYPES[manifest.io_dtype], [manifest.model.num_classes], label_filename=LABELS)],
+        "output": [tensor(LOGITS, _TYPES[manifest.io_dtype], [manifest.model.num_classes], label_filename=LABELS)],
         "ensemble_scheduling": {
             "step": [
                 {
                     "model_name": f"{name}_preprocess",
                     "model_version": -1,
                     "input_map": [{"key": PICTURES, "value": PICTURES}],
-                    "output_map": [{"key": INPUT, "value": INPUT}],
+                    "output_map": [{"key": IMAGES, "value": IMAGES}],
                 },
                 {
                     "model_name": name,
                     "model_version": -1,
-                    "input_map": [{"key": INPUT, "value": INPUT}],
-                    "output_map": [{"key": OUTPUT, "value": OUTPUT}],
+                    "input_map": [{"key": IMAGES, "value": IMAGES}],
+                    "output_map": [{"key": LOGITS, "value": LOGITS}],
                 },
             ]
         },

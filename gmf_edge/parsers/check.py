@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir
 from onnx_ir import DataType
 
+from gmf_edge.ops.group_mix_attention import OP_TYPE
 from gmf_edge.parsers.operators import FLOATS, IMPORTERS, PARSERS, PLUGIN_SOURCE, Importer, Parser
 
 # nvinfer1::Dims::MAX_DIMS
@@ -47,12 +48,7 @@ Found = list[tuple[str, str]]
 Rule = Callable[[onnx_ir.Model, onnx_ir.Node, Parser], "str | None"]
 
 
-def fit_targets(model: onnx_ir.Model, targets: tuple[str, ...] = tuple(PARSERS)) -> tuple[str, ...]:
-    """Those of the targets whose parser takes the graph."""
-    return tuple(target for target in targets if not unfit(model, target))
-
-
-def unfit(model: onnx_ir.Model, target: str, plugins: frozenset[str] = frozenset(["GmfGroupMixAttention"])) -> tuple[Unfit, ...]:
+def unfit(model: onnx_ir.Model, target: str, plugins: frozenset[str] = frozenset([OP_TYPE])) -> tuple[Unfit, ...]:
     """What the parser of a version refuses of a graph; nothing where it takes all.
 
     Args:

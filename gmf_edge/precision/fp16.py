@@ -17,7 +17,6 @@ from onnx_ir import DataType
 from gmf_edge.precision.half import fp32_statistics, head_islands, node_name, to_half
 
 FP16_MAX = 65504.0
-FP16_SMALLEST_NORMAL = 2.0**-14
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ from typing import Any
 
 import onnx_ir
 
+from gmf_edge.artifact import json_number
 from gmf_edge.engines.protocol import Progress, silent
 from gmf_edge.precision.activations import Batches
 from gmf_edge.precision.ranges import Ranges
 from gmf_edge.precision.recipe import Recipe
-from gmf_edge.precision.search_state import Budget, SearchState, Verdict, json_number
+from gmf_edge.precision.search_state import Budget, SearchState, Verdict
 from gmf_edge.precision.sensitivity import LayerCost, sensitivity
 
 # share of the time budget that measuring layers may take; the rest is the search's
@@ -168,18 +169,3 @@ def mixed_precision(
     exceptions, verdict, finished = search([row.layer for row in table], evaluate, state=state, budget=budget, progress=progress)
     marked = tuple(replace(row, excluded=row.layer in exceptions) for row in table)
     return MixedPrecision(exceptions, verdict, finished, marked, len(state.verdicts))
-
-
-def table_text(rows: Sequence[LayerCost]) -> str:
-    """The sensitivity table as Markdown."""
-    lines = [
-        "| layer | kind | output SNR, dB | logit error alone | flips alone | multiplications | left out |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        error = "not measured" if row.logit_error is None else f"{row.logit_error:.4f}"
-        flips = "" if row.flips is None else str(row.flips)
-        excluded = "yes" if row.excluded else ""
-        share = f"{100 * row.multiply_share:.1f} %"
-        lines.append(f"| {row.layer} | {row.kind} | {row.output_db:.1f} | {error} | {flips} | {share} | {excluded} |")
-    return "\n".join(lines)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from gmf_edge.artifact import digest_of, write_atomically
 from gmf_edge.errors import CalibrationError
@@ -106,8 +105,3 @@ class SearchState:
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, json.dumps({"sha256": digest_of(content), **content}, indent=1).encode())
-
-
-def json_number(value: Any) -> Any:
-    """The value, or None for a float that JSON has no word for."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -19,15 +19,16 @@ import numpy as np
 import onnx_ir
 from numpy.typing import NDArray
 
+from gmf_edge.artifact import json_number
 from gmf_edge.engines.protocol import Progress, silent
 from gmf_edge.errors import DataError
 from gmf_edge.precision.activations import Batches, Float32Array
 from gmf_edge.precision.bias_correction import bias_input
 from gmf_edge.precision.int8 import dequantized, insert_qdq, quantized_weight
-from gmf_edge.precision.int8_layers import QuantizableLayer, chosen_layers, constant_array
+from gmf_edge.precision.int8_layers import QuantizableLayer, chosen_layers, constant_array, new_constant
 from gmf_edge.precision.ranges import Ranges
 from gmf_edge.precision.recipe import Recipe
-from gmf_edge.precision.search_state import Budget, SearchState, json_number
+from gmf_edge.precision.search_state import Budget, SearchState
 from gmf_edge.precision.smoothing import smooth
 from gmf_edge.scratch import scratch_folder
 
@@ -112,7 +113,7 @@ def layer_snr(
         x, x_quantized = originals[layer.tensor], inputs_of[layer.name]
         node.replace_input_with(layer.input_index, x)
         if layer.weight_axis is not None:
-            node.replace_input_with(1, _constant(shadow, constant_array(layer.node.inputs[1]), f"{layer.name}/weight/exact"))
+            node.replace_input_with(1, new_constant(shadow, constant_array(layer.node.inputs[1]), f"{layer.name}/weight/exact"))
         for what, signal, noisy in (("x", x, x_quantized), ("y", node.outputs[0], twin.outputs[0])):
             after = node if what == "x" else twin
             wanted += _energies(shadow, after, signal, noisy, f"{layer.name}/{what}")
@@ -166,12 +167,12 @@ class SwitchedGraph:
             node = nodes[layer.name]
             _switch(switched, node, layer.input_index, flag, inputs_of[layer.name], originals[layer.tensor])
             if layer.weight_axis is not None:
-                weight = _constant(switched, constant_array(layer.node.inputs[1]), f"{layer.name}/weight/exact")
+                weight = new_constant(switched, constant_array(layer.node.inputs[1]), f"{layer.name}/weight/exact")
                 _switch(switched, node, 1, flag, node.inputs[1], weight)
             place = bias_input(layer) if recipe.bias_correction else None
             if place is not None:
                 owner, index = nodes[place[0].name], place[1]
-                bias = _constant(switched, constant_array(place[0].inputs[index]), f"{layer.name}/bias/exact")
+                bias = new_constant(switched, constant_array(place[0].inputs[index]), f"{layer.name}/bias/exact")
                 _switch(switched, owner, index, flag, owner.inputs[index], bias)
         self._images = str(switched.graph.inputs[0].name)
         self._logits = str(switched.graph.outputs[0].name)
@@ -256,13 +257,6 @@ def _quantized_inputs(quantized: onnx_ir.Model, layers: Sequence[QuantizableLaye
 
 def _values(graph: onnx_ir.Model) -> list[onnx_ir.Value]:
     return [*graph.graph.inputs, *(value for node in graph.graph for value in node.outputs)]
-
-
-def _constant(graph: onnx_ir.Model, array: NDArray[Any], name: str) -> onnx_ir.Value:
-    tensor = onnx_ir.tensor(array, name=name)
-    value = onnx_ir.Value(name=name, type=onnx_ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-    graph.graph.register_initializer(value)
-    return value
 
 
 def _switch(

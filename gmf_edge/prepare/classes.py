@@ -14,8 +14,8 @@ from functools import cache
 from pathlib import Path
 
 from gmf_edge.errors import DataError
+from gmf_edge.weights import ASSETS
 
-ASSETS = Path(__file__).parents[1] / "assets"
 PACKAGED_LABELS, IMAGENET_1K = ASSETS / "pico-labels.txt", ASSETS / "imagenet-1k.txt"
 IMAGENET_CLASSES = 1000
 MAX_LABELS_BYTES = 16 * 2**20

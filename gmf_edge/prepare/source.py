@@ -8,7 +8,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmf_edge.engines.protocol import Progress, silent
@@ -17,12 +16,11 @@ from gmf_edge.image import Preprocess
 from gmf_edge.imageset import ImageSet
 from gmf_edge.prepare.classes import Classes, classes_from_file, classes_from_folders, default_classes, packaged_classes
 from gmf_edge.spec import BuildSpec, ModelSpec, Precision, Task
-from gmf_edge.weights import WeightsOrigin
+from gmf_edge.weights import ASSETS, WeightsOrigin
 
 if TYPE_CHECKING:
     from gmf_edge.model.groupmixformer import GroupMixFormer
 
-ASSETS = Path(__file__).parents[1] / "assets"
 PACKAGED_VARIANT, PACKAGED_SIZE, PACKAGED_CLASSES = "pico", (64, 64), 10
 PACKAGED_WEIGHTS = ASSETS / "pico.safetensors"
 PACKAGED_TEST, PACKAGED_CALIBRATION = ASSETS / "pico-digits-test.zip", ASSETS / "pico-digits-calibration.zip"

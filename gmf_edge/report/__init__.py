@@ -23,6 +23,7 @@ from gmf_edge.report.reproduce import reproduce_script
 
 __all__ = ["Measurements", "missing", "seal_with_page", "write_report_page", "write_script"]
 
+# the "kind" of what `gmf-edge bench --output` writes
 BENCH_KIND = "gmf-edge bench"
 
 

@@ -15,13 +15,12 @@ from typing import Any
 
 from gmf_edge import __version__
 from gmf_edge.artifact import digest_of, library_versions, read_json, sha256_of, source_digest
-from gmf_edge.bundle import MANIFEST, MEASUREMENTS, PAGE, REPORT, REPRODUCE
+from gmf_edge.bundle import MANIFEST, MEASUREMENTS, PAGE, REPORT, REPRODUCE, WEIGHTS
 from gmf_edge.errors import BundleError, DataError, GmfEdgeError, SpecError
 from gmf_edge.imageset import ImageSet
 
 # what was measured, when and where: never the same twice
 _MEASURED = {REPORT, PAGE, MEASUREMENTS, REPRODUCE}
-_WEIGHTS = "weights.bin"
 
 
 def check_file(variable: str, path: Path, sha256: str) -> None:
@@ -83,7 +82,7 @@ def compare(bundle: Path, other: Path) -> tuple[bool, list[str]]:
     """(whether graphs and weights are the same, what to say about it, a line each)."""
     before, after = (read_manifest(folder) for folder in (bundle, other))
     differing = differing_files(before, after)
-    decisive = {*before["graphs"].values(), *after["graphs"].values(), _WEIGHTS}
+    decisive = {*before["graphs"].values(), *after["graphs"].values(), WEIGHTS}
     same = [name for name in sorted(decisive) if name not in differing]
     lines = [f"same: {', '.join(same)}"] if same else []
     lines += [f"differs: {name}: {_sha256(before, name)} -> {_sha256(after, name)}" for name in differing]

@@ -19,7 +19,7 @@ import onnx_ir.passes.common as onnx_passes
 
 from gmf_edge.ops.channel_last_body import channel_last_body
 from gmf_edge.rewrite.bodies import inline_bodies
-from gmf_edge.rewrite.constants import attribute_of, constant_of
+from gmf_edge.rewrite.constants import attribute_of, constant_of, new_constant
 
 TOKENS_TO_CHANNELS, TOKENS_TO_MAP, MAP_TO_TOKENS = [0, 2, 1], [0, 3, 1, 2], [0, 2, 3, 1]
 
@@ -158,7 +158,7 @@ def _columns(graph: onnx_ir.Model, before: onnx_ir.Node, value: onnx_ir.Value, c
     """The last axis' columns of a value for which _sliceable holds."""
     if value.const_value is not None:
         part = np.ascontiguousarray(_constant(value)[..., columns])
-        return _constant_value(graph, part, f"{value.name}/segment_{index}")
+        return new_constant(graph, part, f"{value.name}/segment_{index}")
     source = value.producer()
     assert source is not None
     inputs = [_columns(graph, before, each, columns, index) for each in source.inputs if each is not None]
@@ -204,18 +204,7 @@ def _same_shape(first: onnx_ir.Value | None, second: onnx_ir.Value) -> bool:
 
 
 def _shape(graph: onnx_ir.Model, *sizes: int) -> onnx_ir.Value:
-    return _constant_value(graph, np.asarray(sizes, np.int64), f"shape/{'x'.join(map(str, sizes))}")
-
-
-def _constant_value(graph: onnx_ir.Model, array: Any, name: str) -> onnx_ir.Value:
-    """A new initializer of the graph, or the one of that name where there is one."""
-    known = graph.graph.initializers.get(name)
-    if known is not None:
-        return known
-    tensor = onnx_ir.tensor(array, name=name)
-    value = onnx_ir.Value(name=name, type=onnx_ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-    graph.graph.register_initializer(value)
-    return value
+    return new_constant(graph, np.asarray(sizes, np.int64), f"shape/{'x'.join(map(str, sizes))}")
 
 
 def _insert(

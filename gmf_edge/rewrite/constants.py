@@ -1,4 +1,4 @@
-"""Reading constant tensors and attributes of a graph under rewriting."""
+"""Constant tensors and attributes of a graph under rewriting."""
 
 from __future__ import annotations
 
@@ -15,6 +15,17 @@ def constant_of(value: onnx_ir.Value | None) -> NDArray[Any] | None:
         return None
     array: NDArray[Any] = value.const_value.numpy()
     return array
+
+
+def new_constant(graph: onnx_ir.Model, array: NDArray[Any], name: str) -> onnx_ir.Value:
+    """A new initializer of the graph, or the one of that name where there is one."""
+    known = graph.graph.initializers.get(name)
+    if known is not None:
+        return known
+    tensor = onnx_ir.tensor(array, name=name)
+    value = onnx_ir.Value(name=name, type=onnx_ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    graph.graph.register_initializer(value)
+    return value
 
 
 def attribute_of(node: onnx_ir.Node, name: str, default: Any) -> Any:

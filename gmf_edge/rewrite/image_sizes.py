@@ -17,6 +17,7 @@ import onnx_ir.passes.common as onnx_passes
 from onnx_ir import DataType
 
 from gmf_edge.errors import RewriteError
+from gmf_edge.rewrite.constants import new_constant
 
 BATCH_AXIS, HEIGHT_AXIS, WIDTH_AXIS = "batch", "height", "width"
 
@@ -112,12 +113,7 @@ class _StageSizes:
         return self.made[name]
 
     def _constant(self, numbers: list[int]) -> onnx_ir.Value:
-        name = "sizes/" + "_".join(str(number) for number in numbers)
-        if name not in self.graph.graph.initializers:
-            tensor = onnx_ir.tensor(np.array(numbers, np.int64), name=name)
-            value = onnx_ir.Value(name=name, type=onnx_ir.TensorType(DataType.INT64), shape=tensor.shape, const_value=tensor)
-            self.graph.graph.register_initializer(value)
-        return self.graph.graph.initializers[name]
+        return new_constant(self.graph, np.array(numbers, np.int64), "sizes/" + "_".join(map(str, numbers)))
 
     def _node(
         self, op_type: str, inputs: list[onnx_ir.Value], name: str, behind: list[onnx_ir.Value], **attributes: int

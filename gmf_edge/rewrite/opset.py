@@ -15,6 +15,7 @@ import onnx_ir
 from onnx_ir import DataType
 
 from gmf_edge.errors import RewriteError
+from gmf_edge.rewrite.constants import new_constant
 from gmf_edge.rewrite.hard_swish import split_hard_swish
 from gmf_edge.spec import OPSET_BF16, OPSET_NEW, OPSET_OLD, Precision, Target
 
@@ -32,7 +33,6 @@ UNCHANGED_OPS = frozenset(
         "Erf",
         "Flatten",
         "Gemm",
-        "HardSigmoid",
         "GlobalAveragePool",
         "HardSigmoid",
         "HardSwish",
@@ -95,12 +95,7 @@ def _decompose_gelu(graph: onnx_ir.Model, node: onnx_ir.Node) -> None:
     dtype = x.dtype if x.dtype is not None else DataType.FLOAT
 
     def constant(value: float) -> onnx_ir.Value:
-        name = f"gelu/{value:.6g}/{dtype.name.lower()}"
-        if name not in graph.graph.initializers:
-            tensor = onnx_ir.tensor(np.array(value, dtype.numpy()), name=name)
-            made = onnx_ir.Value(name=name, type=onnx_ir.TensorType(dtype), shape=tensor.shape, const_value=tensor)
-            graph.graph.register_initializer(made)
-        return graph.graph.initializers[name]
+        return new_constant(graph, np.array(value, dtype.numpy()), f"gelu/{value:.6g}/{dtype.name.lower()}")
 
     def step(op_type: str, suffix: str, *inputs: Any) -> onnx_ir.Value:
         made = onnx_ir.node(op_type, list(inputs), name=f"{node.name}/{suffix}")

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gmf_edge.artifact import json_number
 from gmf_edge.engines.protocol import Engine, FloatArray, Progress, silent
 from gmf_edge.errors import DataError
 from gmf_edge.verify import metrics
 from gmf_edge.verify.inference import logits_of
-from gmf_edge.verify.metrics import json_number
 
 # a row that is this many times nearer to another image's reference than to its own holds that other image
 MISPLACED_FACTOR = 2.0

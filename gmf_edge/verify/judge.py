@@ -8,13 +8,11 @@ from collections.abc import Mapping
 from gmf_edge.spec import Gate, MapGate
 from gmf_edge.verify.accuracy import EXCLUDED, SHOWN, SHOWN_CONFIDENCE, images_to_settle, loss_verdict
 from gmf_edge.verify.batches import BatchNumerics
-from gmf_edge.verify.maps import MapReport, judge_maps
+from gmf_edge.verify.maps import SLACK, MapReport, judge_maps
 from gmf_edge.verify.parity import ParityReport
 
 # an error above this share of the reference's spread over the images drowns what tells images apart
 BLIND_SHARE = 0.5
-# of a comparison with a limit, for the rounding of sums and percentages
-SLACK = 1e-9
 
 
 def judge(report: ParityReport | MapReport, gate: Gate | MapGate, has_trained_weights: bool) -> tuple[bool, str]:

@@ -21,14 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gmf_edge.artifact import json_number
 from gmf_edge.engines.protocol import Engine, FloatArray, Progress, silent
 from gmf_edge.errors import BundleError, DataError, EngineError
 from gmf_edge.spec import MAPS, MapGate, words_of_size
-from gmf_edge.verify.metrics import json_number
+from gmf_edge.verify.batches import MISPLACED_FACTOR
 
-# a row that is this many times nearer to another image's map than to its own holds that other image
-MISPLACED_FACTOR = 2.0
-# of a comparison with a limit, for the rounding of sums
+# of a comparison with a limit, for the rounding of sums and percentages
 SLACK = 1e-9
 
 
@@ -235,8 +234,8 @@ def _in_full_batches(engine: Engine, size: GoldenSize, batch: int) -> Iterator[t
         for name in MAPS:
             wanted = (len(part), *size.maps[name].shape[1:])
             if name not in maps or maps[name].shape != wanted:
-                told = maps[name].shape if name in maps else "missing"
-                raise EngineError(f"the engine's {name} is {told}, not {wanted}", "build the engine again from this bundle")
+                shape = maps[name].shape if name in maps else "missing"
+                raise EngineError(f"the engine's {name} is {shape}, not {wanted}", "build the engine again from this bundle")
         yield part, maps
 
 

@@ -171,8 +171,3 @@ def _difference(reference: Logits, engine: Logits) -> tuple[Float64, Bool]:
     finite = finite_rows(reference) & finite_rows(engine)
     exact = np.where(finite[:, None], reference, 0).astype(np.float64)
     return np.where(finite[:, None], engine, 0).astype(np.float64) - exact, finite
-
-
-def json_number(value: Any) -> Any:
-    """The value, or None for a float that JSON has no word for."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gmf_edge.artifact import json_number
 from gmf_edge.engines.protocol import Engine, FloatArray, Progress, silent
 from gmf_edge.errors import DataError
 from gmf_edge.spec import BatchProfile
@@ -20,7 +21,6 @@ from gmf_edge.verify import metrics
 from gmf_edge.verify.accuracy import Discordant
 from gmf_edge.verify.batches import BatchNumerics
 from gmf_edge.verify.inference import served_logits
-from gmf_edge.verify.metrics import json_number
 from gmf_edge.verify.samples import LogitSampler, ParitySamples
 
 TOP_K = 5

@@ -7,6 +7,7 @@ import json
 from gmf_edge.bench.trtexec_files import inspector_layers_json, layers_json, profile_json, times_json
 from gmf_edge.engines.protocol import EngineFacts, LayerRecord
 from gmf_edge.engines.trace import InferenceTrace, LayerRuns
+from gmf_edge.spec import Task
 
 
 def test_times_have_trtexecs_keys_in_its_order() -> None:
@@ -31,6 +32,8 @@ def test_the_inspectors_answer_is_passed_on_control_characters_and_all() -> None
 
 def test_a_backend_without_inspector_gives_the_same_keys() -> None:
     facts = EngineFacts("onnxruntime", "1", "cpu", "portable", layers=(LayerRecord("conv", "Conv", "fp32", 1.0),))
-    told = json.loads(layers_json(facts))
+    told = json.loads(layers_json(facts, Task.CLASSIFY))
     assert (list(told), told["Bindings"]) == (["Layers", "Bindings"], ["images", "logits"])
     assert told["Layers"] == [{"Name": "conv", "LayerType": "Conv", "Inputs": [], "Outputs": [], "Precision": "fp32"}]
+    of_backbone = json.loads(layers_json(facts, Task.FEATURES))
+    assert of_backbone["Bindings"] == ["images", "stage1", "stage2", "stage3", "stage4"]

@@ -18,6 +18,7 @@ from PIL import Image
 
 from gmf_edge.bundle import Manifest, open_bundle, seal
 from gmf_edge.cli import run
+from gmf_edge.engines.openvino.saturation import NARROWED_NOTE
 from gmf_edge.errors import AccuracyError, PackageError, SpecError
 from gmf_edge.image import input_from_file
 from gmf_edge.package import PackageRequest, package_bundle, triton
@@ -267,7 +268,7 @@ def test_what_cannot_be_served_is_refused(
     with pytest.raises(PackageError, match="smallest batch is 2"):
         packaged(least, out)
     seal(least, Manifest.from_json({**manifest.to_json(), "precision": "int8"}))
-    change_report(least, backend="openvino", notes=["this CPU has no VNNI: OpenVINO is given INT8 weights of 7 bits"])
+    change_report(least, backend="openvino", notes=[NARROWED_NOTE])
     with pytest.raises(PackageError, match="no VNNI"):
         packaged(least, out)
     with pytest.raises(SpecError, match="--name"):

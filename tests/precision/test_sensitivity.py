@@ -14,7 +14,6 @@ from gmf_edge.precision.activations import observe
 from gmf_edge.precision.calibrate import ranges_from
 from gmf_edge.precision.calibration_images import draw
 from gmf_edge.precision.int8 import insert_qdq
-from gmf_edge.precision.mixed_precision import table_text
 from gmf_edge.precision.ranges import Provenance
 from gmf_edge.precision.recipe import Recipe
 from gmf_edge.precision.search_state import Budget
@@ -85,7 +84,6 @@ def test_sensitivity_ranks_the_hard_layer_first(hard, inputs):
     assert table[0].layer == HARD
     assert table[0].logit_error > 10 * table[1].logit_error
     assert sum(row.multiply_share for row in table) == pytest.approx(1.0)
-    assert HARD in table_text(table).splitlines()[2]
 
 
 def ticking(step):
@@ -105,7 +103,6 @@ def test_budget_stops_the_measuring_and_the_worst_were_measured_first(hard, inpu
     assert 0 < len(measured) < len(table)
     assert table[0].layer == HARD
     assert min(row.output_db for row in table if row.logit_error is None) >= max(row.output_db for row in measured)
-    assert "not measured" in table_text(table)
 
 
 def test_no_images_are_refused(hard):

@@ -65,7 +65,7 @@ def test_an_op_that_is_not_known_to_be_the_same_is_refused_by_name() -> None:
 def test_an_opset_that_nobody_asked_for_is_refused() -> None:
     graph = graph_of([node("Relu", "x", "out")], {}, [2, 3])
     with pytest.raises(RewriteError, match="no way from opset 20 to 15"):
-        for_target(graph, Target("old", 15, 8, "weak", "float32", ""))
+        for_target(graph, Target("old", 15, 8, "weak", ""))
 
 
 def test_gelu_is_its_definition_when_it_ends_the_graph() -> None:

@@ -61,7 +61,7 @@ def test_maps_of_several_image_and_batch_sizes_come_out_of_one_engine(make: Make
         ((1, 3, 128, 64), "from 32x64 to 96x128"),
         ((1, 3, 64, 32), "from 32x64 to 96x128"),
         ((1, 1, 64, 64), "from 32x64 to 96x128"),
-        ((5, 3, 64, 64), r"a batch of 5 is outside the engine's profile 1\.\.4"),
+        ((5, 3, 64, 64), r"batch size 5 is outside the profile 1\.\.4"),
     ],
 )
 def test_what_is_outside_the_profile_is_refused(make: MakeMachine, shape: tuple[int, ...], words: str) -> None:

@@ -18,8 +18,9 @@ from trt_fake import CLASSES, FakeModel
 from trt_machine import MakeMachine, expected, images
 
 from gmf_edge.engines.choose import choose_backend
+from gmf_edge.engines.finding import MISSING, OK
 from gmf_edge.engines.tensorrt.backend import TensorRTBackend, inspect_engine
-from gmf_edge.engines.tensorrt.doctor import MISSING, OK, diagnose
+from gmf_edge.engines.tensorrt.doctor import diagnose
 from gmf_edge.engines.tensorrt.plugins import PLUGIN_OP
 from gmf_edge.errors import EngineError, EnvironmentProblem, PrecisionError, SpecError, StaleArtifact
 from gmf_edge.spec import OPSET_BF16, OPSET_NEW, OPSET_OLD, BatchProfile, Precision
@@ -461,7 +462,7 @@ def test_wrong_batches_are_refused(make: MakeMachine, shape: tuple[int, ...]) ->
     machine = make("10.3.0")
     files = machine.build()
     engine = machine.open(files)
-    with pytest.raises(EngineError, match=r"outside the engine's profile 1..4|give \[batch, 3, 32, 32\]"):
+    with pytest.raises(EngineError, match=r"outside the profile 1..4|give \[batch, 3, 32, 32\]"):
         engine.infer(np.zeros(shape, np.float32))
     engine.close()
     engine.close()

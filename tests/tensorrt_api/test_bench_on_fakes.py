@@ -149,6 +149,18 @@ def test_the_plain_export_is_built_as_trtexec_would(make: MakeMachine, version: 
     assert "OBEY_PRECISION_CONSTRAINTS" not in flags
 
 
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.BF16, Precision.FP32])
+def test_the_builder_is_given_the_plain_exports_precision_and_no_other(
+    make: MakeMachine, precision: Precision, tmp_path: Path
+) -> None:
+    machine = make(VERSION)
+    graph = tmp_path / "1-plain.onnx"
+    graph.write_bytes(b"plain")
+    with open_stock_engine(graph, precision, BatchProfile(1, 2, 4), (32, 32)) as engine:
+        assert engine.facts.form == f"plain export, {precision.value}"
+    assert machine.trt.configs[-1]._flags & {"FP16", "BF16", "INT8"} == {precision.name} - {"FP32"}
+
+
 def test_stock_tensorrt_stands_in_the_table_with_its_parity(
     make: MakeMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from trt_machine import Machine, MakeMachine
 
+from gmf_edge.engines.finding import MISSING, OK, Finding
 from gmf_edge.engines.tensorrt.build import BuildLog
-from gmf_edge.engines.tensorrt.doctor import MISSING, OK, Finding, diagnose
+from gmf_edge.engines.tensorrt.doctor import diagnose
 from gmf_edge.engines.tensorrt.log import process_logger, recorded
 from gmf_edge.engines.tensorrt.smoke import STEPS, smoke_test
 

@@ -15,10 +15,10 @@ from typing import Any
 from gmf_edge.cpu import Threads, cpu_name
 from gmf_edge.engines.openvino.compiled import Compiler, reason_of
 from gmf_edge.engines.openvino.engine import Description, OpenVinoEngine
-from gmf_edge.engines.openvino.layers import precision_shares
-from gmf_edge.engines.openvino.saturation import saturates
+from gmf_edge.engines.openvino.layers import WEIGHTED_KINDS
+from gmf_edge.engines.openvino.saturation import NARROWED_NOTE, saturates
 from gmf_edge.engines.openvino.settings import FP32, NAMES, OpenVinoOptions, arithmetic_for, properties_for
-from gmf_edge.engines.protocol import EngineRequest, Progress, silent
+from gmf_edge.engines.protocol import EngineRequest, Progress, precision_shares, silent
 from gmf_edge.errors import EngineError, EnvironmentProblem, GmfEdgeError, PrecisionError
 from gmf_edge.spec import OPSET_BF16, OPSET_NEW, Precision
 
@@ -55,7 +55,7 @@ class OpenVinoBackend:
             options = OpenVinoOptions.of(request.options)
             if options.arithmetic is not None or request.precision is Precision.FP32:
                 return (request,)
-            core, _ = started()
+            core, _ = openvino_core()
             _require_device(core, options.device)
             capabilities = core.get_property(options.device, "OPTIMIZATION_CAPABILITIES")
             suited = arithmetic_for(request.precision, options.device, capabilities)
@@ -76,7 +76,7 @@ class OpenVinoBackend:
         """
         progress(None, "compiling the graph with OpenVINO")
         with self.open(request, out, ()) as engine:
-            require_precision(request.precision, precision_shares(engine.layers()), engine.device)
+            require_precision(request.precision, precision_shares(engine.layers(), WEIGHTED_KINDS), engine.device)
         return ()
 
     def open(self, request: EngineRequest, folder: Path, files: tuple[str, ...]) -> OpenVinoEngine:
@@ -93,7 +93,7 @@ class OpenVinoBackend:
         missing = self.missing()
         if missing is not None:
             raise EnvironmentProblem(missing, _INSTALL)
-        core, version = started()
+        core, version = openvino_core()
         _require_device(core, options.device)
         capabilities = tuple(core.get_property(options.device, "OPTIMIZATION_CAPABILITIES"))
         arithmetic = arithmetic_for(request.precision, options.device, capabilities)
@@ -102,7 +102,7 @@ class OpenVinoBackend:
         notes = [arithmetic.note] if arithmetic.note and hint == arithmetic.hint else []
         narrow = options.on_cpu and request.precision is Precision.INT8 and saturates()
         if narrow:
-            notes.append("this CPU has no VNNI, and its INT8 sums would saturate: OpenVINO is given INT8 weights of 7 bits")
+            notes.append(NARROWED_NOTE)
         compiler = Compiler(
             core=core,
             graph=request.graphs.path(FORM, OPSET_BF16 if request.precision is Precision.BF16 else OPSET_NEW),
@@ -129,7 +129,7 @@ class OpenVinoBackend:
         return OpenVinoEngine(compiler, request.profile, description, streams=options.streams, static_only=options.static_only)
 
 
-def started() -> tuple[Any, str]:
+def openvino_core() -> tuple[Any, str]:
     """(openvino.Core, its version).
 
     Raises:

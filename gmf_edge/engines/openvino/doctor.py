@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gmf_edge.engines.openvino.backend import OpenVinoBackend, started
-from gmf_edge.engines.tensorrt.doctor import OK, WARNING, Finding
+from gmf_edge.engines.finding import OK, WARNING, Finding
+from gmf_edge.engines.openvino.backend import OpenVinoBackend, openvino_core
 from gmf_edge.errors import GmfEdgeError
 
 # of OPTIMIZATION_CAPABILITIES, those that are about arithmetic
@@ -15,7 +15,7 @@ def openvino_devices() -> tuple[Finding, ...]:
     if OpenVinoBackend().missing() is not None:
         return ()
     try:
-        core, _ = started()
+        core, _ = openvino_core()
         return tuple(_device(core, name) for name in core.available_devices)
     except GmfEdgeError as error:
         return (Finding("OpenVINO", WARNING, error.problem, error.remedy),)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from gmf_edge.engines.openvino.compiled import Compiler, reason_of
-from gmf_edge.engines.openvino.layers import layer_records, precision_shares
-from gmf_edge.engines.protocol import EngineFacts, FloatArray, LayerRecord, require_task, wrong_images
+from gmf_edge.engines.openvino.layers import WEIGHTED_KINDS, layer_records
+from gmf_edge.engines.protocol import EngineFacts, FloatArray, LayerRecord, precision_shares, require_images, require_task
 from gmf_edge.errors import EngineError
 from gmf_edge.spec import LOGITS, BatchProfile, Task
 
@@ -86,9 +86,7 @@ class OpenVinoEngine:
         Raises:
             EngineError: closed, wrong shape, a batch size outside the profile, or a backbone.
         """
-        started = self._start(images, 0)
-        require_task(self.task, Task.CLASSIFY)
-        return self._finish(*started)[LOGITS]
+        return self._finish(*self._start(images, 0, Task.CLASSIFY))[LOGITS]
 
     def infer_maps(self, images: FloatArray) -> Mapping[str, FloatArray]:
         """Preprocessed images [B, 3, H, W], FP32 -> a backbone's maps by name, [B, C, H / stride, W / stride], FP32.
@@ -96,9 +94,7 @@ class OpenVinoEngine:
         Raises:
             EngineError: closed, wrong shape, a batch or image size outside the profile, or a classifier.
         """
-        started = self._start(images, 0)
-        require_task(self.task, Task.FEATURES)
-        return self._finish(*started)
+        return self._finish(*self._start(images, 0, Task.FEATURES))
 
     def infer_many(self, batches: Iterable[FloatArray]) -> Iterator[FloatArray]:
         """The logits of each batch in order, with as many batches in flight as the engine has streams.
@@ -122,26 +118,20 @@ class OpenVinoEngine:
         for number, images in enumerate(batches):
             if len(in_flight) == self._streams:
                 yield self._finish(*in_flight.pop(0))
-            in_flight.append(self._start(images, number % self._streams))
-            require_task(self.task, task)
+            in_flight.append(self._start(images, number % self._streams, task))
         for started in in_flight:
             yield self._finish(*started)
 
     def compute_times_ms(self, images: FloatArray, count: int) -> None:
         """None: the host's clock is the engine's, also for OpenVINO's GPUs."""
 
-    def _start(self, images: FloatArray, stream: int) -> tuple[Any, int]:
+    def _start(self, images: FloatArray, stream: int, task: Task) -> tuple[Any, int]:
+        """Start an inference of an engine for that task on one of its streams: (the request, images in it)."""
         if self._requests is None:
             raise EngineError("the engine is closed", "open it again")
-        wrong = wrong_images(images.shape, self._shape, self._compiler.sizes)
-        if wrong is not None:
-            raise wrong
+        require_task(self.task, task)
+        require_images(images.shape, self._shape, self._compiler.sizes, self._profile)
         batch = len(images)
-        if not self._profile.min <= batch <= self._profile.max:
-            raise EngineError(
-                f"batch size {batch} is outside the profile {self._profile.min}..{self._profile.max}",
-                "split or fill up the batch, or build with other --min-batch and --max-batch",
-            )
         given = np.ascontiguousarray(images, self._dtype)
         if self._static_only:
             padded = min(size for size in self._profile.sizes if size >= batch)
@@ -191,7 +181,7 @@ class OpenVinoEngine:
             device=self._description.device,
             form=self._description.form,
             layers=layers,
-            precision_shares=precision_shares(layers),
+            precision_shares=precision_shares(layers, WEIGHTED_KINDS),
             notes=notes,
             options=self._description.options,
             execution=self._description.execution,

@@ -6,8 +6,6 @@ kernel), and, with PERF_COUNT, execTimeMcs (microseconds, or "not_executed"). So
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 from gmf_edge.engines.protocol import LayerRecord
@@ -28,17 +26,6 @@ def layer_records(runtime_model: Any) -> tuple[LayerRecord, ...]:
             precision = _PRECISIONS.get(info.get("runtimePrecision", ""), "other")
             records.append(LayerRecord(node.get_friendly_name(), kind, precision, _milliseconds(info.get("execTimeMcs", ""))))
     return tuple(records)
-
-
-def precision_shares(layers: Sequence[LayerRecord]) -> dict[str, float]:
-    """Share of the weighted layers per precision: of their time where it was measured, else of their number."""
-    weighted = [layer for layer in layers if layer.kind in WEIGHTED_KINDS]
-    timed = any(layer.time_ms for layer in weighted)
-    shares: Counter[str] = Counter()
-    for layer in weighted:
-        shares[layer.precision] += (layer.time_ms or 0.0) if timed else 1.0  # type: ignore[assignment]
-    total = sum(shares.values())
-    return {name: value / total for name, value in sorted(shares.items())} if total else {}
 
 
 def _milliseconds(text: str) -> float | None:

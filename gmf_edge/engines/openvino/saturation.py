@@ -16,6 +16,8 @@ import numpy as np
 
 from gmf_edge.cpu import cpu_features
 
+# what an engine says whose weights were halved
+NARROWED_NOTE = "this CPU has no VNNI, and its INT8 sums would saturate: OpenVINO is given INT8 weights of 7 bits"
 _X86, _VNNI = "sse2", frozenset({"avx512_vnni", "avx_vnni"})
 
 

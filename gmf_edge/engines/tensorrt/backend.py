@@ -310,7 +310,7 @@ def inspect_engine(path: Path) -> dict[str, Any]:
         EngineError: no sidecar, or not one.
     """
     sidecar = Sidecar.read(path)
-    told: dict[str, Any] = {
+    known: dict[str, Any] = {
         "engine": {"file": path.name, "bytes": sidecar.engine_bytes, "sha256": sidecar.engine_sha256, "built_at": sidecar.built_at},
         "built_for": {
             "device": sidecar.device,
@@ -334,11 +334,11 @@ def inspect_engine(path: Path) -> dict[str, Any]:
     }
     try:
         with open_engine(path, sidecar, TensorRTOptions(cuda_graphs=False), path.parent / sidecar.graph_file) as engine:
-            told["memory_mib"] = engine.memory_mib
-            told["opened"] = True
+            known["memory_mib"] = engine.memory_mib
+            known["opened"] = True
     except GmfEdgeError as error:
-        told["why_not_opened"] = str(error)
-    return told
+        known["why_not_opened"] = str(error)
+    return known
 
 
 def require_polygraphy(version: TensorRTVersion) -> None:

@@ -51,16 +51,12 @@ class BuiltEngine:
     Attributes:
         content: the engine's raw bytes.
         workspace_mib: the limit that it was built with.
-        pinned_layers: layers that were told to stay FP32 (weakly typed builds).
         notes: what the user should know, one sentence each.
-        warnings: TensorRT's.
     """
 
     content: bytes
     workspace_mib: int
-    pinned_layers: tuple[str, ...]
     notes: tuple[str, ...]
-    warnings: tuple[str, ...] = ()
 
 
 class FailedAttempt(Exception):
@@ -134,7 +130,7 @@ def build_engine(job: BuildJob, free_memory_mib: int, progress: Progress) -> Bui
 
     while True:
         try:
-            content, timings, pinned, unmatched, log = _build_once(job, attempt, progress)
+            content, timings, unmatched = _build_once(job, attempt, progress)
             break
         except FailedAttempt as failed:
             log = failed.log
@@ -170,13 +166,11 @@ def build_engine(job: BuildJob, free_memory_mib: int, progress: Progress) -> Bui
         more = f" and {len(unmatched) - 5} more" if len(unmatched) > 5 else ""
         notes.append(f"FP32 islands that are no layer of this network: {', '.join(unmatched[:5])}{more}")
     notes += [note for note in (_keep_timings(job.timing_cache, timings), _advice(job)) if note]
-    return BuiltEngine(content, attempt.workspace_mib, pinned, tuple(notes), tuple(log.warnings))
+    return BuiltEngine(content, attempt.workspace_mib, tuple(notes))
 
 
-def _build_once(
-    job: BuildJob, attempt: Attempt, show: Progress
-) -> tuple[bytes, bytes | None, tuple[str, ...], tuple[str, ...], BuildLog]:
-    """One attempt: (engine bytes, kernel times, pinned layers, island names that match no layer, log).
+def _build_once(job: BuildJob, attempt: Attempt, show: Progress) -> tuple[bytes, bytes | None, tuple[str, ...]]:
+    """One attempt: (engine bytes, kernel times, island names that match no layer).
 
     Raises:
         FailedAttempt: the builder gave no engine.
@@ -211,7 +205,7 @@ def _build_once(
     timings = _timings_of(config)
     if serialized is None:
         raise FailedAttempt(log, timings)
-    return bytes(serialized), timings, pinned, unmatched, log
+    return bytes(serialized), timings, unmatched
 
 
 def check_timing_cache(path: Path) -> None:

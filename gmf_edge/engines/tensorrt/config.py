@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmf_edge.engines.tensorrt.options import INPUT_NAME, TensorRTOptions
+from gmf_edge.engines.tensorrt.options import TensorRTOptions
 from gmf_edge.engines.tensorrt.progress import BuildProgress, progress_monitor
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import EngineError
 from gmf_edge.scratch import scratch_folder
-from gmf_edge.spec import BatchProfile, Precision, SizeRange
+from gmf_edge.spec import IMAGES, BatchProfile, Precision, SizeRange
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -80,7 +80,7 @@ def builder_config(
     }
     # only what was asked for: Polygraphy's defaults know what each version lacks
     wanted: dict[str, Any] = {
-        "profiles": [Profile().add(INPUT_NAME, **shapes)],
+        "profiles": [Profile().add(IMAGES, **shapes)],
         "tf32": job.as_trtexec,
         "memory_pool_limits": {trt.MemoryPoolType.WORKSPACE: attempt.workspace_mib << 20},
         # without the details nobody can prove which precision runs
@@ -97,7 +97,9 @@ def builder_config(
     if version.has_same_compute_capability and options.hardware_compatibility == "same":
         wanted["hardware_compatibility_level"] = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
     if version.has_weak_typing:
-        wanted["fp16"] = job.precision is not Precision.FP32
+        wanted["fp16"] = job.precision in (Precision.FP16, Precision.INT8)
+        # of a plain export alone: the bundle's own BF16 graphs are built strongly typed
+        wanted["bf16"] = job.precision is Precision.BF16
         wanted["int8"] = job.precision is Precision.INT8
         if attempt.constraints is not None:
             wanted["precision_constraints"] = attempt.constraints

@@ -7,36 +7,15 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
-from dataclasses import dataclass
 from pathlib import Path
 
+from gmf_edge.engines.finding import MISSING, OK, WARNING, Finding
 from gmf_edge.engines.tensorrt.backend import require_polygraphy
 from gmf_edge.engines.tensorrt.cuda import Device, driver_version, free_memory_mib
 from gmf_edge.engines.tensorrt.plugins import PLUGIN_OP, check_plugin_library, registered_plugins
 from gmf_edge.engines.tensorrt.smoke import STEPS, smoke_test
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion, version_of_number
 from gmf_edge.errors import GmfEdgeError
-
-OK, WARNING, MISSING = "ok", "warning", "missing"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        subject: what, such as "GPU".
-        state: OK, WARNING (works, but not as it could) or MISSING.
-        detail: what was found.
-        remedy: what to do, empty where nothing is wrong.
-        optional: whether this machine works without it.
-    """
-
-    subject: str
-    state: str
-    detail: str
-    remedy: str = ""
-    optional: bool = False
 
 
 def diagnose(plugin_library: str | None = None) -> tuple[Finding, ...]:

@@ -157,8 +157,8 @@ def times_of_layers(layers: Sequence[EngineLayer], times: LayerTimes) -> tuple[f
     seen: Counter[str] = Counter()
     found: list[float | None] = []
     for layer in layers:
-        told = by_name.get(layer.name, [])
-        found.append(told[seen[layer.name]] if seen[layer.name] < len(told) else None)
+        own = by_name.get(layer.name, [])
+        found.append(own[seen[layer.name]] if seen[layer.name] < len(own) else None)
         seen[layer.name] += 1
     return tuple(found)
 

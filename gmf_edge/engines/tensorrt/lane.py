@@ -23,9 +23,9 @@ from gmf_edge.engines.protocol import FloatArray
 from gmf_edge.engines.tensorrt.contexts import Contexts
 from gmf_edge.engines.tensorrt.cuda import DeviceBuffer, Event, Graph, PinnedArray, Stream
 from gmf_edge.engines.tensorrt.log import BuildLog
-from gmf_edge.engines.tensorrt.options import INPUT_NAME
 from gmf_edge.engines.tensorrt.tensors import EngineIO
 from gmf_edge.errors import EngineError
+from gmf_edge.spec import IMAGES
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -124,9 +124,6 @@ class Lane:
         """Device addresses of the lane's own outputs, in the order of EngineIO.outputs."""
         return tuple(buffer.pointer for buffer in self.device_outputs)
 
-    def _new_context(self) -> trt.IExecutionContext:
-        return self.contexts.new()
-
     # enqueueing
 
     def enqueue(
@@ -143,7 +140,7 @@ class Lane:
         Raises:
             EngineError: TensorRT refuses it.
         """
-        done = context.set_input_shape(INPUT_NAME, (batch, 3, *size)) and context.set_tensor_address(INPUT_NAME, images)
+        done = context.set_input_shape(IMAGES, (batch, 3, *size)) and context.set_tensor_address(IMAGES, images)
         for output, pointer in zip(self.io.outputs, outputs, strict=True):
             done = done and context.set_tensor_address(output.name, pointer)
         if not done:

@@ -17,7 +17,7 @@ from typing import Any
 from gmf_edge.engines.tensorrt.cuda import Device
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import SpecError
-from gmf_edge.spec import BatchProfile, Precision, SizeRange
+from gmf_edge.spec import IMAGES, BatchProfile, Precision, SizeRange
 
 HARDWARE_COMPATIBILITY = ("none", "ampere+", "same")
 EXTERNAL_TACTIC_SOURCES = ("cublas", "cublas_lt", "cudnn")
@@ -25,7 +25,6 @@ OWN_TACTIC_SOURCES = ("edge_mask_convolutions", "jit_convolutions")
 TACTIC_SOURCES = EXTERNAL_TACTIC_SOURCES + OWN_TACTIC_SOURCES
 PRECISION_PROOFS = ("refuse", "warn")
 TILING = ("none", "fast", "moderate", "full")
-INPUT_NAME = "images"
 
 # Share of the compute time (of the layers, where nothing was timed) that may stay in FP32 when FP16 or INT8 was asked for.
 # GMA keeps softmax over tokens and its product in FP32 on purpose; a request that was ignored leaves nearly everything there.
@@ -288,10 +287,10 @@ def _profile(shapes: Mapping[str, tuple[int, int, int, int]]) -> tuple[BatchProf
 
 
 def _images_shape(argument: str, value: str) -> tuple[int, int, int, int]:
-    found = re.fullmatch(rf"'?{INPUT_NAME}'?:(\d+)x3x(\d+)x(\d+)", value)
+    found = re.fullmatch(rf"'?{IMAGES}'?:(\d+)x3x(\d+)x(\d+)", value)
     if not found:
         raise SpecError(
-            f"cannot read {argument!r}", f"write {argument.partition('=')[0]}={INPUT_NAME}:8x3x224x224; the input is {INPUT_NAME!r}"
+            f"cannot read {argument!r}", f"write {argument.partition('=')[0]}={IMAGES}:8x3x224x224; the input is {IMAGES!r}"
         )
     return int(found[1]), 3, int(found[2]), int(found[3])
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from gmf_edge.engines.tensorrt.log import BuildLog
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import EngineError
+from gmf_edge.ops.group_mix_attention import OP_TYPE
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-PLUGIN_OP = "GmfGroupMixAttention"
+PLUGIN_OP = OP_TYPE
 
 
 def creators_in(registry: trt.IPluginRegistry, version: TensorRTVersion) -> tuple[str, ...]:

@@ -34,13 +34,12 @@ from gmf_edge.engines.tensorrt.inspect import LayerTimes
 from gmf_edge.engines.tensorrt.lane import InFlight, Lane, StepTimes
 from gmf_edge.engines.tensorrt.load import refit
 from gmf_edge.engines.tensorrt.log import BuildLog
-from gmf_edge.engines.tensorrt.options import INPUT_NAME
 from gmf_edge.engines.tensorrt.tensors import EngineIO
 from gmf_edge.engines.tensorrt.trace import trace_lanes
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.engines.trace import LayerRuns, Traced, TracePlan
 from gmf_edge.errors import EngineError
-from gmf_edge.spec import LOGITS, BatchProfile, Task
+from gmf_edge.spec import IMAGES, LOGITS, BatchProfile, Task
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -298,7 +297,7 @@ class TensorRTEngine:
     def inspector_json(self) -> str:
         """The engine inspector's answer for the opt batch size."""
         context = self._lanes[0].context
-        context.set_input_shape(INPUT_NAME, (self.io.profile.opt, *self.io.image_shape))
+        context.set_input_shape(IMAGES, (self.io.profile.opt, *self.io.image_shape))
         return inspector_json(self._engine, context)
 
     def layer_times_ms(self, runs: int = 10) -> LayerTimes:
@@ -313,7 +312,7 @@ class TensorRTEngine:
         """
         lane = self._lanes[0]
         batch = self.io.profile.opt
-        context = lane._new_context()
+        context = lane.contexts.new()
         reports, profiler = layer_profiler()
 
         def run() -> None:

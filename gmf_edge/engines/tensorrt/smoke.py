@@ -65,7 +65,10 @@ def smoke_test(done: Callable[[str], None] = lambda step: None) -> float:
         stream.synchronize()
         copies_ms = last.ms_since(first)
         if not 0 < copies_ms < 10_000:
-            raise EngineError(f"two events are {copies_ms} ms apart, with a copy of {4 * WORDS >> 10} KiB between them")
+            raise EngineError(
+                f"two events are {copies_ms} ms apart, with a copy of {4 * WORDS >> 10} KiB between them",
+                "check the GPU with 'nvidia-smi' and dmesg",
+            )
         done("event")
         graph = Graph.capture(stream, there_and_back)
         stack.callback(graph.close)

@@ -1,7 +1,8 @@
-"""What TensorRT makes of a plain ONNX export without this project: `trtexec --onnx=1-plain.onnx [--fp16]`, to be measured against.
+"""What TensorRT makes of a plain ONNX export without this project: `trtexec --onnx=1-plain.onnx [--fp16 | --bf16]`, to be measured against.
 
-TensorRT's own defaults: TF32 on, and with FP16 the builder's free choice of layers (weak typing). TensorRT 11 has no such choice any
-more: there an FP32 graph is an FP32 engine, and a note says so. TensorRT 8.6 may refuse the export's opset, which is an EngineError.
+TensorRT's own defaults: TF32 on, and with FP16 or BF16 the builder's free choice of layers (weak typing). TensorRT 11 has no such
+choice any more: there an FP32 graph is an FP32 engine, and a note says so. TensorRT 8.6 may refuse the export's opset, which is an
+EngineError.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def open_stock_engine(
 
     Args:
         graph: the plain FP32 export.
-        precision: of the bundle that it is measured against; FP16 and INT8 let the builder use FP16 (INT8 needs calibration, which a plain
-            export does not have).
+        precision: of the bundle that it is measured against; FP16 and BF16 let the builder use them, and so does INT8 with FP16 (it
+            needs calibration, which a plain export does not have).
         profile: batch sizes.
         image_size: (H, W) in pixels.
         cuda_graphs: whether it is replayed from CUDA graphs.

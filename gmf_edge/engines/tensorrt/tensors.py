@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gmf_edge.engines.protocol import wrong_images
-from gmf_edge.engines.tensorrt.options import INPUT_NAME
+from gmf_edge.engines.protocol import require_images
 from gmf_edge.engines.tensorrt.sidecar import REBUILD
 from gmf_edge.errors import EngineError
-from gmf_edge.spec import LOGITS, MAPS, STAGE_STRIDES, BatchProfile, SizeRange, Task
+from gmf_edge.spec import IMAGES, LOGITS, MAPS, STAGE_STRIDES, BatchProfile, SizeRange, Task
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -96,15 +95,7 @@ class EngineIO:
         Raises:
             EngineError: the engine does not take them.
         """
-        profile = self.profile
-        wrong = wrong_images(tuple(shape), self.image_shape, self.sizes)
-        if wrong is not None:
-            raise wrong
-        if not profile.min <= shape[0] <= profile.max:
-            raise EngineError(
-                f"a batch of {shape[0]} is outside the engine's profile {profile.min}..{profile.max}",
-                "split the batch, or build with other --min-batch and --max-batch",
-            )
+        require_images(tuple(shape), self.image_shape, self.sizes, self.profile)
         return shape[0]
 
     @classmethod
@@ -118,22 +109,22 @@ class EngineIO:
 
         names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
         wanted = (LOGITS,) if LOGITS in names else MAPS
-        if names != {INPUT_NAME, *wanted}:
+        if names != {IMAGES, *wanted}:
             listed = ", ".join(sorted(names))
             raise EngineError(
-                f"the engine's tensors are {listed}, not {INPUT_NAME} and {LOGITS} or the maps {', '.join(MAPS)}", REBUILD
+                f"the engine's tensors are {listed}, not {IMAGES} and {LOGITS} or the maps {', '.join(MAPS)}", REBUILD
             )
         types: dict[trt.DataType, np.dtype[Any]] = {
             trt.DataType.FLOAT: np.dtype(np.float32),
             trt.DataType.HALF: np.dtype(np.float16),
         }
         dtypes = {}
-        for name in (INPUT_NAME, *wanted):
+        for name in (IMAGES, *wanted):
             dtype = engine.get_tensor_dtype(name)
             if dtype not in types:
                 raise EngineError(f"the engine's {name} has type {dtype}, neither FLOAT nor HALF", REBUILD)
             dtypes[name] = types[dtype]
-        low, opt, high = (tuple(map(int, shape)) for shape in engine.get_tensor_profile_shape(INPUT_NAME, 0))
+        low, opt, high = (tuple(map(int, shape)) for shape in engine.get_tensor_profile_shape(IMAGES, 0))
         strides = (0,) if wanted == (LOGITS,) else STAGE_STRIDES
         outputs = tuple(
             OutputTensor(name, dtypes[name], int(engine.get_tensor_shape(name)[1]), stride)
@@ -142,7 +133,7 @@ class EngineIO:
         return cls(
             profile=BatchProfile(low[0], opt[0], high[0]),
             image_shape=(opt[1], opt[2], opt[3]),
-            input_dtype=dtypes[INPUT_NAME],
+            input_dtype=dtypes[IMAGES],
             outputs=outputs,
             sizes=None if low[2:] == high[2:] else SizeRange((low[2], low[3]), (opt[2], opt[3]), (high[2], high[3])),
         )

@@ -91,6 +91,18 @@ def test_images_of_another_shape_are_refused(engine: OpenVinoEngine, shape: tupl
         engine.infer(np.zeros(shape, np.float32))
 
 
+def test_maps_of_a_classifier_are_refused_before_an_inference_starts(
+    engine: OpenVinoEngine, golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    monkeypatch.setattr(engine, "_requests_for", started.append)
+    with pytest.raises(EngineError, match="gives logits and no maps"):
+        engine.infer_maps(golden.images[:1])
+    with pytest.raises(EngineError, match="gives logits and no maps"):
+        list(engine.infer_many_maps([golden.images[:1]]))
+    assert started == []
+
+
 def test_a_closed_engine_says_so_and_holds_no_model(pico_fp16: Path) -> None:
     found = opened(pico_fp16, BatchProfile(1, 1, 1))
     found.infer(np.zeros((1, 3, 64, 64), np.float32))

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from gmf_edge.engines.openvino.layers import layer_records, precision_shares
-from gmf_edge.engines.protocol import LayerRecord
+from gmf_edge.engines.openvino.layers import WEIGHTED_KINDS, layer_records
+from gmf_edge.engines.protocol import LayerRecord, precision_shares
 
 
 @dataclass
@@ -69,11 +69,11 @@ def test_shares_are_of_the_weighted_layers_time_or_of_their_number() -> None:
         LayerRecord("b", "Convolution", "fp32", 3.0),
         LayerRecord("c", "Softmax", "fp32", 9.0),
     ]
-    assert precision_shares(timed) == {"fp32": 0.75, "int8": 0.25}
+    assert precision_shares(timed, WEIGHTED_KINDS) == {"fp32": 0.75, "int8": 0.25}
     untimed = [LayerRecord(layer.name, layer.kind, layer.precision) for layer in timed]
-    assert precision_shares(untimed) == {"fp32": 0.5, "int8": 0.5}
-    assert precision_shares([]) == {}
-    assert precision_shares(timed[2:]) == {}
+    assert precision_shares(untimed, WEIGHTED_KINDS) == {"fp32": 0.5, "int8": 0.5}
+    assert precision_shares([], WEIGHTED_KINDS) == {}
+    assert precision_shares(timed[2:], WEIGHTED_KINDS) == {}
 
 
 def test_a_model_without_execution_information_has_layers_of_unknown_precision() -> None:
