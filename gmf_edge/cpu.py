@@ -55,6 +55,11 @@ class Threads:
     reason: str
     limited: bool
 
+    @property
+    def words(self) -> str:
+        """ "1 thread", "4 threads"."""
+        return f"{self.count} thread{'s' * (self.count != 1)}"
+
 
 def engine_threads(asked: int | None = None, root: Path = Path("/")) -> Threads:
     """The threads for one engine: as many as were asked for, else one a core that this process may keep busy.

@@ -104,7 +104,7 @@ def _package(name: str, remedy: str) -> Finding:
 
 def _processor() -> Finding:
     threads = engine_threads()
-    return Finding("CPU", OK, f"{cpu_name()}: {threads.count} threads for an inference ({threads.reason})")
+    return Finding("CPU", OK, f"{cpu_name()}: {threads.words} for an inference ({threads.reason})")
 
 
 def _memory() -> Finding:

@@ -97,7 +97,7 @@ def open_baseline(name: str, request: BaselineRequest, progress: Progress = sile
 
 
 def _cpu() -> str:
-    return f"{cpu_name()}, {engine_threads().count} cores"
+    return f"{cpu_name()}, {engine_threads().words}"
 
 
 class _CpuEngine(LogitsOnly):

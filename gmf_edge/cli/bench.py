@@ -58,7 +58,10 @@ def bench(
         Path | None, typer.Option("--export-layer-info", "--exportLayerInfo", help="trtexec's JSON of the layers.")
     ] = None,
 ) -> None:
-    """Latency and throughput of a bundle's engine, by trtexec's conventions, also beside what there is without this project."""
+    """Latency and throughput of an engine, by trtexec's conventions.
+
+    Also beside what there is without this project: --against.
+    """
     from gmf_edge.bench.baselines import baseline_names
     from gmf_edge.bench.in_turn import TurnPlan
     from gmf_edge.bench.latency import BenchPlan
@@ -113,7 +116,10 @@ def compare(
     force: Annotated[bool, typer.Option(help="Compare although machines, modes or evaluation images differ.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Two bundles or two measurements: accuracy, flips, latency, sizes, what differs in how they were made. Status 5 outside a limit."""
+    """Two bundles or two measurements against each other.
+
+    Accuracy, flips, latency, sizes, and what differs in how they were made. Status 5 outside a limit.
+    """
     from gmf_edge.deploy import Limits
     from gmf_edge.deploy import compare as difference_of
 

@@ -22,7 +22,10 @@ def deploy(
     max_drop: MaxDrop = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write here.", show_default="into the bundle")] = None,
 ) -> None:
-    """Build, prove and measure the engine from a bundle, on the machine where it will run. Takes trtexec's spellings like build."""
+    """From a bundle to a proved engine, where it will run.
+
+    Options of trtexec that mean the same are taken too, as by build.
+    """
     from gmf_edge.bundle import require_replaceable
     from gmf_edge.deploy import deploy_bundle
 
@@ -52,7 +55,7 @@ def verify(
     eval_data: EvalData = None,
     max_drop: MaxDrop = None,
 ) -> None:
-    """Check every byte of a bundle and prove its engine again; nothing is written."""
+    """Check every byte, prove the engine again; writes nothing."""
     from gmf_edge.deploy import verify_bundle
 
     with progress_shown(screen) as progress:

@@ -21,7 +21,10 @@ def inspect(
     layers: Annotated[int, typer.Option(min=0, help="Show this many of the slowest layers.")] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """What is in a bundle or an engine: model, weights, precisions, layers, files."""
+    """What is in a bundle or an engine.
+
+    Model, weights, precisions, layers, files.
+    """
     from gmf_edge.bundle import open_bundle
 
     if path.is_file():
@@ -40,7 +43,10 @@ def doctor(
     plugins: Annotated[str | None, typer.Option(help="A plugin library to try.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What this machine has, what it lacks, and what to do about it. Status 4 where it can run no engine."""
+    """What this machine has, what it lacks, and what to do about it.
+
+    Status 4 where it can run no engine.
+    """
     from gmf_edge.doctor import examine, readiness
 
     findings = examine(plugins)

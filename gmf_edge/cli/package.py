@@ -38,7 +38,7 @@ def package(
     ] = None,
     wheel: Annotated[Path | None, typer.Option(help="Jetson: gmf-edge's wheel.", show_default="built from the source tree")] = None,
 ) -> None:
-    """A bundle as others run it: for Triton Inference Server, for a Jetson, or in C++."""
+    """A bundle as others run it: for Triton, a Jetson, or in C++."""
     from gmf_edge.package import PackageRequest, package_bundle
 
     request = PackageRequest(

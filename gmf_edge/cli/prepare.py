@@ -43,7 +43,7 @@ def build(
 
 
 def export(request: BundleOptions, screen: ScreenOptions, output: Output = Path("out/bundle")) -> None:
-    """A bundle without an engine: take the folder to the device and deploy it there."""
+    """From a checkpoint to a bundle, to deploy on the device."""
     from gmf_edge.prepare import export as export_bundle
 
     spec = request.spec()
@@ -62,7 +62,10 @@ def calibrate(
     screen: ScreenOptions,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("out/ranges.json"),
 ) -> None:
-    """Ranges of the activations for INT8, from pictures: for `build --ranges`."""
+    """Ranges of the activations for INT8, from pictures.
+
+    `build --ranges` and `export --ranges` take them.
+    """
     from gmf_edge.prepare import calibrate as write_ranges
 
     with progress_shown(screen) as progress:

@@ -21,7 +21,10 @@ def report(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """One page to open in a browser, offline: verdict, accuracy, latency, layers, how it was made. build and deploy write it too."""
+    """All about a bundle on one page, to open offline.
+
+    Verdict, accuracy, latency, layers, how it was made. build and deploy write it too.
+    """
     from gmf_edge.report import write_report_page
 
     written = write_report_page(folder, output, bench)

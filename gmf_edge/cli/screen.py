@@ -156,10 +156,10 @@ def show_result(result: Result, screen: ResultOptions, written: bool = True) -> 
         print_json({"folder": str(result.folder), **result.report})
     else:
         report = result.report
+        _show_statement(report)
         if screen.verbose:
             show_report(report)
         else:
-            _show_statement(report)
             if not result.passed:
                 _show_flips(report)
             for note in _notes(report):
@@ -208,9 +208,8 @@ def _show_flips(report: Mapping[str, Any]) -> None:
 
 
 def show_report(report: Mapping[str, Any]) -> None:
-    """Print what report.json says, without its last line."""
+    """Print what report.json says, without what the weights are and its last line."""
     engine = report["engine"]
-    _show_statement(report)
     out.print(f"engine: {engine['backend']} {engine['version']} on {engine['device']}, {engine['form']} graph", markup=False)
     execution = {name: value for name, value in engine.get("execution", {}).items() if name != "threads_reason"}
     if execution:
@@ -362,4 +361,8 @@ def _output_db(row: Mapping[str, Any]) -> float:
 def show_files(files: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the files of a manifest."""
     for name, entry in files.items():
-        out.print(f"  {name}  {entry['bytes'] / 2**20:.2f} MiB", markup=False)
+        out.print(f"  {name}  {_size_words(entry['bytes'])}", markup=False)
+
+
+def _size_words(size: int) -> str:
+    return f"{size / 2**20:.2f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"

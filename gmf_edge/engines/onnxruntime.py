@@ -205,7 +205,7 @@ class OnnxRuntimeEngine:
         return EngineFacts(
             backend=NAME,
             version=ort.__version__,
-            device=f"{cpu_name()}, {self._threads.count} threads",
+            device=f"{cpu_name()}, {self._threads.words}",
             form=self._form,
             layers=tuple(layers),
             precision_shares=precision_shares(layers, WEIGHTED_KINDS),

@@ -265,7 +265,7 @@ def _find_section(content: object, path: Path, section: str | None) -> tuple[dic
             wanted = None
         elif any(isinstance(value, Tensor) for value in content.values()):
             tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-            return tensors, words or ["bare"]
+            return tensors, words or ["bare weights"]
         elif keys:
             taken = keys[0]
         else:

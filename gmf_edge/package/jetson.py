@@ -9,6 +9,7 @@ DIR/README.md     one page
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,13 @@ from gmf_edge.spec import OPSET_NEW
 BUNDLE, WHEELS, PLUGINS, INSTALL = "bundle", "wheels", "plugins", "install.sh"
 # ELF header: bytes 18 and 19 are e_machine, little-endian; EM_AARCH64 (System V ABI)
 _ELF, _AARCH64 = b"\x7fELF", 183
+
+# hatchling, which ends when its standard input does: this process holds the other end, and a killed one must not leave a writer behind
+_HATCHLING = """
+import os, runpy, sys, threading
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+runpy.run_module("hatchling", run_name="__main__", alter_sys=True)
+"""
 
 
 def write_jetson(bundle: Bundle, request: PackageRequest, out: Path, progress: Progress) -> tuple[str, ...]:
@@ -102,9 +110,19 @@ def _build_wheel(folder: Path) -> None:
     remedy = f"give --wheel: 'pip wheel --no-deps gmf-edge=={__version__}' or 'pip wheel --no-deps SOURCE' makes one"
     if not (source / "pyproject.toml").is_file():
         raise EnvironmentProblem("gmf-edge runs from an installed wheel here, from which none can be built", remedy)
-    built = subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)], cwd=source, capture_output=True, text=True
-    )
+    alive, held = os.pipe()
+    try:
+        built = subprocess.run(
+            [sys.executable, "-c", _HATCHLING, "build", "-t", "wheel", "-d", str(folder)],
+            cwd=source,
+            env={**os.environ, "TMPDIR": str(folder)},  # so that what an interrupted build leaves goes with the folder
+            stdin=alive,
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        os.close(alive)
+        os.close(held)
     if built.returncode != 0 or not list(folder.glob("*.whl")):
         reason = (built.stderr.strip().splitlines() or ["no output"])[-1]
         raise EnvironmentProblem(f"the wheel cannot be built: {reason}", f"pip install hatchling, or {remedy}")

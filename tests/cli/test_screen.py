@@ -280,3 +280,4 @@ def test_help_keeps_within_80_columns() -> None:
         text = gmf_edge(*arguments, COLUMNS="80").stdout
         assert "--help" in text
         assert max(map(len, text.splitlines())) <= 80
+        assert "..." not in text.split("Commands:")[-1]  # each verb's line is whole

@@ -7,18 +7,17 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from fault_harness import SEED
-from workshop import CommandServer, Workshop, commands, contents, cpu_s, has_ended
+from workshop import CommandServer, Workshop, commands, contents, cpu_s, has_ended, require_whole, result_of
 
 from gmf_edge import cli
 from gmf_edge.artifact import cache_root
-from gmf_edge.bundle import open_bundle
 from gmf_edge.cli.signals import Interrupted
-from gmf_edge.precision.ranges import read_ranges
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads processor times from Linux's /proc")
 # what may be missing from the cache when a command starts, so that it is made while the command dies; the export by PyTorch is long
@@ -37,17 +36,28 @@ def shop(server: CommandServer, pico_export: Path, tmp_path: Path) -> Workshop:
     return Workshop(tmp_path, server, cache_root() / "stages")
 
 
-def durations(shop: Workshop, verbs: dict[str, Sequence[object]], old: Path) -> dict[str, float]:
-    """Processor seconds of each command."""
+@dataclass(frozen=True)
+class Whole:
+    """A run of a command that nothing disturbed: the processor time that it took, in seconds, and a copy of its result."""
+
+    seconds: float
+    result: Path
+
+
+def undisturbed(shop: Workshop, bundle: Path) -> dict[str, Whole]:
+    """One of each command."""
     found = {}
-    for name, arguments in verbs.items():
+    for name, arguments in commands(bundle, shop.out).items():
+        result = result_of(name, shop.out)
         if name == "deploy in place":
-            shutil.copytree(old, shop.out / "bundle")
+            shutil.copytree(bundle, result)
         pid = shop.start(*arguments)
         while not has_ended(pid):
             time.sleep(0.02)
-        found[name] = cpu_s(pid)
+        seconds = cpu_s(pid)
         assert shop.wait(pid) == 0, shop.log
+        require_whole(result)
+        found[name] = Whole(seconds, result.rename(shop.root / f"whole {name}"))
         _emptied(shop.out)
     return found
 
@@ -57,31 +67,26 @@ def _emptied(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def round_of(shop: Workshop, rng: random.Random, old: Path, seconds: dict[str, float], number: signal.Signals) -> tuple[str, int]:
+def round_of(shop: Workshop, rng: random.Random, bundle: Path, wholes: dict[str, Whole], number: signal.Signals) -> tuple[str, int]:
     """Start a command over an old result or none, hurt it at a random moment, and hold what is there against what was."""
-    verbs = commands(old, shop.out)
+    verbs = commands(bundle, shop.out)
     name = rng.choice(sorted(verbs))
-    replaced = name == "deploy in place" or rng.random() < 0.5
-    result = shop.out / ("ranges.json" if name == "calibrate" else "bundle")
-    if replaced and name != "calibrate":
-        shutil.copytree(old, result)
+    result, old = result_of(name, shop.out), wholes[name].result
+    if name == "deploy in place":
+        shutil.copytree(bundle, result)
+    elif rng.random() < 0.5:
+        shutil.copytree(old, result) if old.is_dir() else shutil.copyfile(old, result)
     stage = rng.choice(STAGES)
     for folder in (shop.cache / "stages").glob(f"{stage}-*" if stage else ".none"):
         shutil.rmtree(folder)
     before = contents(result)
     pid = shop.start(*verbs[name])
-    shop.hurt(pid, number, rng.uniform(0.0, 1.1 * seconds[name]))
+    shop.hurt(pid, number, rng.uniform(0.0, 1.1 * wholes[name].seconds))
     status = shop.wait(pid)
-    after = contents(result)
-    if after != before or status == 0:
+    if contents(result) != before or status == 0:
         # the new one then, whole
-        if name == "calibrate":
-            if result.exists():
-                read_ranges(result)
-        elif result.exists():
-            open_bundle(result)
-        else:
-            assert not before, f"{name}: the old bundle is gone"
+        assert result.exists(), f"{name}: the old result is gone"
+        require_whole(result)
     return name, status
 
 
@@ -89,15 +94,13 @@ def round_of(shop: Workshop, rng: random.Random, old: Path, seconds: dict[str, f
 def test_kill_9_at_random_moments(shop: Workshop, pico_export: Path, pytestconfig: pytest.Config) -> None:
     rounds = int(pytestconfig.getoption("--kill-rounds"))
     rng = random.Random(SEED)
-    seconds = durations(shop, commands(pico_export, shop.out), pico_export)
+    wholes = undisturbed(shop, pico_export)
     killed, littered = 0, 0
     for number in range(1, rounds + 1):
-        name, status = round_of(shop, rng, pico_export, seconds, signal.SIGKILL)
+        name, status = round_of(shop, rng, pico_export, wholes, signal.SIGKILL)
         killed += status == 128 + signal.SIGKILL
         littered += bool(shop.litter())
         # the next run of the same command
-        if name == "deploy in place" and not (shop.out / "bundle").exists():
-            pytest.fail("the bundle is gone")
         assert shop.run(*commands(pico_export, shop.out)[name]) == 0, shop.log
         assert shop.litter() == []
         _emptied(shop.out)
@@ -110,11 +113,11 @@ def test_kill_9_at_random_moments(shop: Workshop, pico_export: Path, pytestconfi
 def test_signals_end_cleanly_with_their_status(shop: Workshop, pico_export: Path, pytestconfig: pytest.Config) -> None:
     rounds = int(pytestconfig.getoption("--kill-rounds"))
     rng = random.Random(SEED + 1)
-    seconds = durations(shop, commands(pico_export, shop.out), pico_export)
+    wholes = undisturbed(shop, pico_export)
     interrupted = 0
     for _ in range(rounds):
         number = rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-        name, status = round_of(shop, rng, pico_export, seconds, number)
+        name, status = round_of(shop, rng, pico_export, wholes, number)
         assert status in (0, 128 + number), f"{name}: {shop.log}"
         assert "Traceback" not in shop.log
         assert "error: " not in shop.log

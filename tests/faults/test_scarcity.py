@@ -99,7 +99,7 @@ def test_a_disk_that_is_full(shop: Workshop, mounted: Callable[[Path, int, bool]
 def test_a_read_only_place(shop: Workshop, mounted: Callable[[Path, int, bool], None], pico_export: Path, place: str) -> None:
     folder = {"out": shop.out, "cache": shop.cache, "tmp": shop.tmp}[place]
     mounted(folder, 200 * MIB, True)
-    for name in ("export", "build", "deploy", "calibrate"):
+    for name in ("export", "build", "deploy", "calibrate", "package"):
         # without $TMPDIR's folder Python takes /tmp
         status = shop.run(*commands(pico_export, shop.out)[name])
         refused_well(shop, status, 0 if place == "tmp" else 4)
@@ -192,7 +192,7 @@ def test_places_of_somebody_else(shop: Workshop, pico_export: Path) -> None:
         path.chmod(0o755)
     os.chmod(shop.tmp, 0o1777)
     os.chmod(shop.root, 0o1777)
-    for name in ("export", "deploy"):
+    for name in ("export", "deploy", "package"):
         status = shop.run(*commands(shop.root / "bundle", shop.out)[name], user=NOBODY)
         refused_well(shop, status, 4)
     assert list(shop.out.iterdir()) == []

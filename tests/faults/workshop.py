@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -12,6 +14,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from gmf_edge.bundle import open_bundle
+from gmf_edge.precision.ranges import read_ranges
 
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
@@ -107,9 +112,12 @@ def _stat(pid: int) -> list[str]:
 
 
 def cpu_s(pid: int) -> float:
-    """Processor time of a process, in seconds."""
-    values = _stat(pid)
-    return (int(values[11]) + int(values[12])) / TICKS_A_SECOND
+    """Processor time of a process and of its children, ended or not, in seconds."""
+    total = sum(int(value) for value in _stat(pid)[11:15])
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            total += sum(int(value) for value in _stat(int(child))[11:13])
+    return total / TICKS_A_SECOND
 
 
 def has_ended(pid: int) -> bool:
@@ -117,17 +125,37 @@ def has_ended(pid: int) -> bool:
     return _stat(pid)[0] == "Z"
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Files of a folder by name; empty where there is none."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.is_dir() else {}
+def contents(place: Path) -> dict[str, bytes]:
+    """Files of a folder by path, or of a file; empty where there is neither."""
+    if place.is_file():
+        return {place.name: place.read_bytes()}
+    return {str(path.relative_to(place)): path.read_bytes() for path in sorted(place.rglob("*")) if path.is_file()}
+
+
+def require_whole(result: Path) -> None:
+    """Raises where a bundle, a package or a file of ranges is not what its own digests say."""
+    if result.is_file():
+        read_ranges(result)
+    elif (result / "package.json").exists():
+        stated = json.loads((result / "package.json").read_text())["files"]
+        found = {name: hashlib.sha256(content).hexdigest() for name, content in contents(result).items() if name != "package.json"}
+        assert found == stated
+    else:
+        open_bundle(result)
+
+
+def result_of(name: str, out: Path) -> Path:
+    """What a command of that name writes."""
+    return out / {"calibrate": "ranges.json", "package": "package"}.get(name, "bundle")
 
 
 def commands(pico_export: Path, out: Path) -> dict[str, Sequence[object]]:
-    """A command of every verb that writes, by name; they write out/bundle or out/ranges.json."""
+    """A command of every verb that writes, by name; they write result_of(name, out)."""
     return {
         "export": ("export", "--fp16", "--output", out / "bundle"),
         "build": ("build", "--fp16", "--backend", "onnxruntime", "--output", out / "bundle"),
         "deploy": ("deploy", pico_export, "--backend", "onnxruntime", "--output", out / "bundle"),
         "deploy in place": ("deploy", out / "bundle", "--backend", "onnxruntime"),
         "calibrate": ("calibrate", "--calibration-images", "32", "--output", out / "ranges.json"),
+        "package": ("package", pico_export, "--format", "jetson", "--output", out / "package"),
     }

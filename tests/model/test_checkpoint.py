@@ -70,7 +70,7 @@ def as_training_file(weights: dict[str, Tensor]) -> dict[str, Any]:
 
 
 LAYOUTS: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
-    "bare": (dict, "bare"),
+    "bare": (dict, "bare weights"),
     "model": (lambda w: {"model": w}, 'under "model"'),
     "state_dict": (lambda w: {"state_dict": w, "optimizer": {}}, 'under "state_dict"'),
     "model_ema": (lambda w: {"model_ema": w}, 'under "model_ema"'),
@@ -359,7 +359,7 @@ def test_the_same_name_with_and_without_a_prefix_is_refused(tmp_path: Path, weig
 
 
 def test_an_origin_survives_json_and_says_when_nothing_was_trained() -> None:
-    origin = WeightsOrigin("packaged", "pico.safetensors", "0" * 64, "bare")
+    origin = WeightsOrigin("packaged", "pico.safetensors", "0" * 64, "bare weights")
     assert WeightsOrigin.from_json(origin.to_json()) == origin
     assert origin.trained
     drawn = WeightsOrigin.random(3)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gmf_edge.cpu import cpu_name
+from gmf_edge.cpu import Threads, cpu_name
 from gmf_edge.engines.openvino.compiled import Compiler, reason_of
 from gmf_edge.engines.openvino.engine import Description, OpenVinoEngine
 from gmf_edge.engines.openvino.layers import WEIGHTED_KINDS
@@ -120,7 +120,7 @@ class OpenVinoBackend:
         description = Description(
             backend=NAME,
             version=version,
-            device=_device_name(core, options, threads.count if threads else None),
+            device=_device_name(core, options, threads),
             form=FORM,
             notes=tuple(notes),
             options={name: value for name, value in given.items() if value is not None},
@@ -159,9 +159,9 @@ def _known(core: Any, device: str, properties: dict[str, Any]) -> dict[str, Any]
     return {name: value for name, value in properties.items() if name in settable}
 
 
-def _device_name(core: Any, options: OpenVinoOptions, threads: int | None) -> str:
-    if options.on_cpu:
-        return f"{cpu_name()}, {threads} threads"
+def _device_name(core: Any, options: OpenVinoOptions, threads: Threads | None) -> str:
+    if threads is not None:
+        return f"{cpu_name()}, {threads.words}"
     return f"{core.get_property(options.device, 'FULL_DEVICE_NAME')} ({options.device})"
 
 
