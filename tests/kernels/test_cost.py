@@ -64,8 +64,8 @@ def test_the_figures_that_matter(costs: dict[str, Any]) -> None:
     uses = [(row["arch"], row["kernel"], row["tiling"]) for row in costs["kernels"]]
     assert uses == list(itertools.product(ARCHS, ("aggregate", "attend"), TILINGS))
     for row in costs["kernels"]:
-        # CUDA 13's ptxas spills a register round a loop where it saves a block
-        assert row["spill_bytes"] <= (0 if row["arch"] == ARCH else 8)
+        # for sm_100 ptxas may spill a register round a loop where that gives another block
+        assert row["spill_bytes"] <= (0 if row["arch"] == ARCH else 16)
         assert row["blocks_per_multiprocessor"] >= 2
         assert 1.0 < row["instructions_per_fma"] <= MOST_INSTRUCTIONS_PER_FMA
         assert row["worst_instructions_per_fma"] <= MOST_OF_WINDOW_3[row["tiling"]]
