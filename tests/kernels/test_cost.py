@@ -75,6 +75,15 @@ def test_the_figures_that_matter(costs: dict[str, Any]) -> None:
         assert row["loops"] == sorted(row["loops"], key=lambda loop: -loop["runs"] * loop["instructions"])
 
 
+def test_tensor_memory_is_left_alone(cost_table: KernelTable) -> None:
+    images = [image for image in cost_table.images if image.arch == "sm_100" and image.tiling]
+    assert len(images) == 4
+    for image in images:
+        ptx = (cost_table.folder / image.ptx).read_text()
+        assert "mma.sync" in ptx
+        assert "tcgen05" not in ptx
+
+
 def test_launches_are_counted_for_the_devices_of_the_architecture(costs: dict[str, Any]) -> None:
     assert {row["device"] for row in costs["launches"]} == {"H200"}
     assert [(row["batch"], row["stage"]) for row in costs["launches"]] == list(itertools.product((1, 64), (1, 2, 3, 4)))
