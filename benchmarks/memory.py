@@ -123,17 +123,19 @@ def page(verbs: list[tuple[str, float]], pictures: list[tuple[str, float]], seco
 
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "onnxruntime", "numpy", "pillow"))
     worst = max(mib for _, mib in pictures)
+    end = "" if whole else "; cut off there: the rows after the last one are still to be measured"
+    counted = [name for name, _ in verbs if name.startswith("calibrate")]
+    calibration = "\nCalibration streams its pictures: its rows show what depends on their number.\n" if len(counted) > 1 else ""
     cores = len(os.sched_getaffinity(0))
     return f"""# Memory
 
-Written by `benchmarks/memory.py {arguments}` ({seconds / 60:.0f} minutes{"" if whole else "; cut off there, before the last rows"}).
+Written by `benchmarks/memory.py {arguments}` ({seconds / 60:.0f} minutes{end}).
 {platform.machine()}, {cores} cores, Python {platform.python_version()}, {versions}.
 Peak is the largest resident size of the command's process, shared libraries included; random weights, batches up to 8, 224 x 224 pixels.
+What comes after `export` finds PyTorch's export of the variant in the cache.
 
 {table("command", verbs)}
-
-Calibration streams its pictures: the rows with different numbers of them show what depends on the number.
-
+{calibration}
 ## Pictures
 
 A picture of more than {MAX_PIXELS / 1e6:.0f} million pixels is refused by name before it is decoded, and so is a file of more than
