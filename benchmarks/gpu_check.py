@@ -38,10 +38,10 @@ try:
     from gpu_check_job import FAILED, NOT_RUN, PASSED, Answer, Show
 
     from gmf_edge import __version__
-    from gmf_edge.artifact import write_atomically
     from gmf_edge.bundle import is_bundle, open_bundle
     from gmf_edge.engines.tensorrt.options import options_from_trtexec
     from gmf_edge.errors import EnvironmentProblem, GmfEdgeError
+    from gmf_edge.scratch import write_atomically
 except ImportError as missing:  # NumPy or Pillow
     sys.exit(f"NOT RUN: {missing}; this Python needs numpy, pillow, polygraphy, cuda-bindings and TensorRT")
 

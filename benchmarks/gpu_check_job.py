@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from gmf_edge.artifact import write_atomically
 from gmf_edge.bench.device import device_state
 from gmf_edge.bench.trtexec_files import inspector_layers_json, profile_json
 from gmf_edge.deploy import bench_bundle, deploy_bundle, verify_bundle
@@ -37,6 +36,7 @@ from gmf_edge.engines.tensorrt.run import TensorRTEngine
 from gmf_edge.engines.tensorrt.sidecar import Sidecar
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import GmfEdgeError
+from gmf_edge.scratch import write_atomically
 
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 STREAMS = 2

@@ -4,7 +4,7 @@
     python examples/feature_pyramid.py out/backbone picture.jpg --size 384x512
 
 The pyramid's weights are random here: the point is which map goes where. On a GPU, `engine.infer_device(images)` gives the same
-maps without a copy, for a PyTorch neck: torch.from_dlpack or torch.as_tensor take them.
+maps without a copy, for a PyTorch neck: torch.as_tensor(view, device="cuda") takes them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmf_edge.bundle import open_bundle
-from gmf_edge.cli.options import parse_size
 from gmf_edge.deploy import open_engine
 from gmf_edge.image import input_from_file
+from gmf_edge.sizes import parse_size
 from gmf_edge.spec import MAPS
 
 PYRAMID_CHANNELS = 256

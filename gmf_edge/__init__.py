@@ -4,8 +4,8 @@
     result = gmf_edge.build(gmf_edge.BuildSpec(precision=gmf_edge.Precision.FP16), Path("out/pico"))
     print(result.passed, result.reason)
 
-The functions are those of the command line. `build` and `export` need the workstation's packages (torch, onnx), the others do not; each
-is imported when it is first used.
+The functions are those of the command line. `build`, `export` and `calibrate` need the workstation's packages (torch, onnx), the others
+do not; each is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ if TYPE_CHECKING:
         predict,
         verify_bundle,
     )
+    from gmf_edge.package import PackageRequest, package_bundle
     from gmf_edge.pipeline import build
-    from gmf_edge.prepare import export
+    from gmf_edge.prepare import calibrate, export
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "build": "gmf_edge.pipeline",
     "export": "gmf_edge.prepare",
+    "calibrate": "gmf_edge.prepare",
     "deploy_bundle": "gmf_edge.deploy",
     "verify_bundle": "gmf_edge.deploy",
     "bench_bundle": "gmf_edge.deploy",
@@ -46,6 +48,8 @@ _HOMES = {
     "predict": "gmf_edge.deploy",
     "Prediction": "gmf_edge.deploy",
     "Result": "gmf_edge.deploy",
+    "package_bundle": "gmf_edge.package",
+    "PackageRequest": "gmf_edge.package",
     "Bundle": "gmf_edge.bundle",
     "Manifest": "gmf_edge.bundle",
     "open_bundle": "gmf_edge.bundle",
@@ -61,16 +65,19 @@ __all__ = [
     "GmfEdgeError",
     "Manifest",
     "ModelSpec",
+    "PackageRequest",
     "Precision",
     "Prediction",
     "Result",
     "__version__",
     "bench_bundle",
     "build",
+    "calibrate",
     "compare",
     "deploy_bundle",
     "export",
     "open_bundle",
+    "package_bundle",
     "predict",
     "verify_bundle",
 ]

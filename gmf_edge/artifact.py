@@ -1,4 +1,4 @@
-"""Files by content: digests, atomic writing, and stages that are skipped where nothing changed.
+"""Files by content: digests, and stages that are skipped where nothing changed.
 
 A stage is a function from inputs to files in a folder. Its key is a digest of its name, its inputs, this package's source and the
 versions of the libraries it uses; a finished stage lies in the cache under that key and is taken from there after its files have been
@@ -23,10 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from gmf_edge.errors import EnvironmentProblem, GmfEdgeError
-from gmf_edge.scratch import new_folder as new_folder  # files of a result; scratch.py is the layer below
-from gmf_edge.scratch import remove_litter, scratch_folder
-from gmf_edge.scratch import write_atomically as write_atomically
-from gmf_edge.scratch import write_failure as write_failure
+from gmf_edge.scratch import new_folder, remove_litter, scratch_folder
 
 CACHE_MIB = 4096
 LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "pillow")

@@ -30,10 +30,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gmf_edge.artifact import digest_of, read_json, sha256_of, write_atomically
+from gmf_edge.artifact import digest_of, read_json, sha256_of
 from gmf_edge.engines.protocol import Graphs
 from gmf_edge.errors import BundleError, GmfEdgeError
 from gmf_edge.image import Preprocess
+from gmf_edge.scratch import write_atomically
 from gmf_edge.spec import IO_DTYPES, BatchProfile, Gate, MapGate, ModelSpec, Precision, SizeRange, Task
 from gmf_edge.weights import WeightsOrigin
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gmf_edge.artifact import new_folder
 from gmf_edge.bench.compare import compare_engines, refused
 from gmf_edge.bundle import REPORT, open_bundle, require_replaceable
 from gmf_edge.deploy import Result, deploy_in_place, open_engine
@@ -18,7 +17,7 @@ from gmf_edge.engines.protocol import Progress, silent
 from gmf_edge.prepare import write_bundle
 from gmf_edge.prepare.source import SourceModel, load_source
 from gmf_edge.report import seal_with_page
-from gmf_edge.scratch import scratch_folder
+from gmf_edge.scratch import new_folder, scratch_folder
 from gmf_edge.spec import BuildSpec, Precision
 from gmf_edge.verify.report import write_report
 

@@ -77,3 +77,28 @@ class SizeRange:
 def words_of_size(image_size: tuple[int, int]) -> str:
     """(512, 768) -> "512x768"."""
     return f"{image_size[0]}x{image_size[1]}"
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(H, W) of "224" or "256x192".
+
+    Raises:
+        SpecError: neither form.
+    """
+    parts = text.lower().split("x")
+    if not 1 <= len(parts) <= 2 or not all(part.isdecimal() for part in parts):
+        raise SpecError(f"cannot read the image size {text!r}", "give --image-size as 224, or as HxW such as 256x192")
+    return int(parts[0]), int(parts[-1])
+
+
+def parse_range(text: str, image_size: tuple[int, int] | None) -> SizeRange:
+    """Image sizes of "256..512" or "256x256..512x768", tuned for image_size, or for the largest where that is None.
+
+    Raises:
+        SpecError: another form, no multiples of 32, or out of order.
+    """
+    low, dots, high = text.partition("..")
+    if not dots:
+        raise SpecError(f"cannot read the image sizes {text!r}", "write them as MIN..MAX, such as 256..512 or 256x256..512x768")
+    smallest, largest = parse_size(low), parse_size(high)
+    return SizeRange(smallest, image_size or largest, largest)

@@ -10,7 +10,7 @@ from gmf_edge.kernels.compile import HIDDEN_ARGUMENTS, KERNELS, KernelImage, Ker
 from gmf_edge.kernels.layout import TILINGS
 
 USES = (("pack_weights", ""), *((kernel, tiling) for kernel in KERNELS[1:] for tiling in TILINGS))
-# kSmall and kLarge of plugins/host_test.cpp
+# kSmall and kLarge of tests/plugins/host_test.cpp
 TILES = {("aggregate", "small"): 16, ("attend", "small"): 32, ("aggregate", "large"): 64, ("attend", "large"): 128}
 
 

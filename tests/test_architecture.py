@@ -139,6 +139,19 @@ def test_the_first_file_of_a_room_is_its_flow_on_one_screen(room: str, first: st
     assert steps <= called | mentioned, f"not on the first screen: {sorted(steps - called - mentioned)}"
 
 
+LISTED_ROOMS = (
+    "bench", "engines", "engines/openvino", "engines/tensorrt", "model", "ops", "package", "parsers", "precision", "report", "rewrite",
+    "verify",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("room", LISTED_ROOMS)
+def test_a_room_that_lists_its_files_lists_all_of_them(room: str) -> None:
+    listed = set(re.findall(r"[a-z_0-9]+", ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text())) or ""))
+    files = {path.stem for path in (PACKAGE / room).glob("*.py")} - {"__init__"}
+    assert files <= listed, f"not listed: {sorted(files - listed)}"
+
+
 def test_the_page_names_every_room_and_no_other() -> None:
     page = (REPOSITORY / "ARCHITECTURE.md").read_text(encoding="utf-8")
     named = re.findall(r"`([\w/]+(?:\.py|/))`", page)

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from gmf_edge import artifact, scratch
-from gmf_edge.artifact import cache_root, digest_of, new_folder, run_stage, sha256_of
+from gmf_edge.artifact import cache_root, digest_of, run_stage, sha256_of
 from gmf_edge.errors import EnvironmentProblem
+from gmf_edge.scratch import new_folder
 
 
 @pytest.fixture

@@ -62,12 +62,12 @@ def bench(
 
     Also beside what there is without this project: --against.
     """
-    from gmf_edge.artifact import write_atomically
     from gmf_edge.bench.baselines import baseline_names
     from gmf_edge.bench.in_turn import TurnPlan
     from gmf_edge.bench.latency import BenchPlan
     from gmf_edge.bench.times import PERCENTILES
     from gmf_edge.deploy import BenchRequest, bench_bundle
+    from gmf_edge.scratch import write_atomically
 
     percentiles = tuple(_number(part, "--percentile") for part in _parts(percentile))
     request = BenchRequest(

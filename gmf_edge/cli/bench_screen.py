@@ -17,7 +17,7 @@ SHOWN = 5
 
 
 def show_throughput(values: Sequence[Mapping[str, Any]]) -> None:
-    """Print bench.Throughput.to_json rows."""
+    """Print bench.latency.Throughput.to_json rows."""
     if not values:
         return
     table = Table("batch", "streams", "in flight", "images/s", "median ms under load", box=None, pad_edge=False)

@@ -13,7 +13,8 @@ import typer
 
 from gmf_edge.engines.tensorrt.options import TrtexecRequest, options_from_trtexec
 from gmf_edge.errors import SpecError
-from gmf_edge.spec import BACKENDS, VARIANTS, BatchProfile, BuildSpec, Precision, SizeRange, Task
+from gmf_edge.sizes import parse_range, parse_size
+from gmf_edge.spec import BACKENDS, VARIANTS, BatchProfile, BuildSpec, Precision, Task
 
 
 class BackendName(str, Enum):
@@ -322,28 +323,3 @@ def _misspelt(trtexec: Sequence[str]) -> SpecError | None:
         if name.startswith("--") and near:
             return SpecError(f"there is no option {name}", f"did you mean {near[0]}?")
     return None
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """(H, W) of "224" or "256x192".
-
-    Raises:
-        SpecError: neither form.
-    """
-    parts = text.lower().split("x")
-    if not 1 <= len(parts) <= 2 or not all(part.isdigit() for part in parts):
-        raise SpecError(f"cannot read the image size {text!r}", "give --image-size as 224, or as HxW such as 256x192")
-    return int(parts[0]), int(parts[-1])
-
-
-def parse_range(text: str, image_size: tuple[int, int] | None) -> SizeRange:
-    """Image sizes of "256..512" or "256x256..512x768", tuned for image_size, or for the largest where that is None.
-
-    Raises:
-        SpecError: another form, no multiples of 32, or out of order.
-    """
-    low, dots, high = text.partition("..")
-    if not dots:
-        raise SpecError(f"cannot read the image sizes {text!r}", "write them as MIN..MAX, such as 256..512 or 256x256..512x768")
-    smallest, largest = parse_size(low), parse_size(high)
-    return SizeRange(smallest, image_size or largest, largest)

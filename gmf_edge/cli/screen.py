@@ -265,7 +265,7 @@ def show_choice(choice: Mapping[str, Any]) -> None:
 
 
 def show_latency(values: Sequence[Mapping[str, Any]]) -> None:
-    """Print a table of bench.Latency.to_json rows, and their notes."""
+    """Print a table of bench.latency.Latency.to_json rows, and their notes."""
     on_gpu = any(value["gpu_compute"] for value in values)
     traced = any(value.get("enqueue") for value in values)
     has_energy = any(value.get("energy") for value in values)

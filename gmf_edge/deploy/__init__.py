@@ -22,7 +22,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmf_edge.artifact import new_folder
 from gmf_edge.bench.latency import Latency, measure_latency
 from gmf_edge.bench.load import machine_facts
 from gmf_edge.bundle import MEASUREMENTS, PAGE, REPORT, Bundle, Manifest, open_bundle
@@ -43,6 +42,7 @@ from gmf_edge.report import missing as missing_page
 from gmf_edge.report.commands import engine_request_of
 from gmf_edge.report.measurements import thinned
 from gmf_edge.report.thumbnails import thumbnails
+from gmf_edge.scratch import new_folder
 from gmf_edge.spec import Gate, MapGate, Task
 from gmf_edge.verify.judge import judge
 from gmf_edge.verify.parity import ParityReport

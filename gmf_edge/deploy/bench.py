@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from gmf_edge import __version__
-from gmf_edge.artifact import write_atomically
 from gmf_edge.bench.baselines import BaselineRequest, open_baseline
 from gmf_edge.bench.calls import seeded_images
 from gmf_edge.bench.in_turn import InTurn, TurnPlan, time_in_turn
@@ -31,6 +30,7 @@ from gmf_edge.engines.protocol import Engine, EngineFacts, Progress, silent
 from gmf_edge.engines.trace import InspectableEngine, LayerRuns, ProfiledEngine
 from gmf_edge.errors import CheckpointError, GmfEdgeError, SpecError
 from gmf_edge.report import BENCH_KIND
+from gmf_edge.scratch import write_atomically
 from gmf_edge.spec import Task
 from gmf_edge.verify.judge import judge
 

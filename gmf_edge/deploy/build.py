@@ -14,7 +14,7 @@ from typing import Any
 from gmf_edge.bundle import GOLDEN, Bundle
 from gmf_edge.deploy.plugin_trial import LIMIT_BUILDS, LIMIT_S, TrialJob, try_plugin, without_plugin
 from gmf_edge.engines.protocol import Backend, EngineRequest, Progress
-from gmf_edge.errors import EngineError
+from gmf_edge.engines.tensorrt.plugins import require_library_file
 from gmf_edge.spec import Gate, MapGate
 
 
@@ -49,10 +49,8 @@ def build_engines(
         EngineError: the engine without the plugin cannot be built, or there is no plugin library where one was given.
     """
     library = request.options.get("plugin_library")
-    if library is not None and not Path(library).is_file():
-        raise EngineError(
-            f"plugin library {library} is missing", "build it (plugins/README.md) or leave it out: the portable graph needs none"
-        )
+    if library is not None:
+        require_library_file(library)
     with_plugin = backend.graph_form(request) == "plugin"
     portable_request = without_plugin(request) if with_plugin else request
     folders = {name: scratch / name for name in ("portable", "plugin", "trial")}

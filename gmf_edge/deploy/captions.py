@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gmf_edge.artifact import new_folder, write_failure
 from gmf_edge.deploy.pictures import Picture
 from gmf_edge.errors import SpecError
+from gmf_edge.scratch import new_folder, write_failure
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -1,6 +1,6 @@
 """What every backend gives: is it usable here, build an engine from a graph, open one, run it.
 
-The rest of the device half knows only this page. A new backend is a file beside it and a row in choose.py.
+What the rest of the device half needs of a backend is on this page. A new one is a file or a folder beside it and a row in choose.py.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     compile_kernels(spec, ("sm_87", "sm_90"), out) -> KernelTable, and out/kernels.json beside one .cubin and one .ptx a kernel
 
 Triton compiles in a process of its own: the TRITON_INTERPRET of the caller, which turns kernels into NumPy code, has no part in it.
-The cubin comes from running ptxas on Triton's PTX here, with -v: registers and spills are those of the very bytes that are kept.
+The cubin comes from running ptxas on Triton's PTX here, in place of Triton's own run, with -v: registers and spills are those of the
+very bytes that are kept. The PTX of compute capability 8.x is that of 8.0 for another target, which is made once.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ SCHEMA = 3
 HIDDEN_ARGUMENTS = ("global_scratch", "profile_scratch")
 # of pack_weights
 PACK_WARPS = 4
+# of Triton's compiler. Line tables name this machine's paths and triple a cubin's size. The tensor memory of sm_100, which is made
+# for tiles of 64 rows and more, costs these products two barriers and a wait each, and more registers: they take mma.sync there as well
+COMPILER_SETTINGS = {"TRITON_DISABLE_LINE_INFO": "1", "DISABLE_MMA_V5": "1"}
 # beyond this a launch has to opt in
 STATIC_SHARED_BYTES = 48 * 1024
 
@@ -211,10 +215,7 @@ def compile_widths(
         "epsilon": epsilon,
         "out": str(out.resolve()),
     }
-    # TRITON_DISABLE_LINE_INFO: line tables name this machine's paths and triple a cubin's size
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {
-        "TRITON_DISABLE_LINE_INFO": "1"
-    }
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | COMPILER_SETTINGS
     done = subprocess.run(
         [sys.executable, "-m", "gmf_edge.kernels.compile"], input=json.dumps(job), capture_output=True, text=True, env=environment
     )
@@ -236,6 +237,9 @@ def _compile_job(job: dict[str, Any]) -> None:
 
     out = Path(job["out"])
     _prefer_newer_ptxas()
+    # what stops at PTX must not be found by programs that launch their kernels
+    triton.knobs.cache.dir = str(Path(triton.knobs.cache.dir) / "gmf-edge-ptx")
+    triton.knobs.runtime.add_stages_inspection_hook = _stop_at_ptx
     images = [
         _compile_one(kernel, arch, segment_dim, tiling, job["dtype"], job["epsilon"], out)
         for arch in job["archs"]
@@ -246,6 +250,11 @@ def _compile_job(job: dict[str, Any]) -> None:
     versions = {arch: _ptxas_version(_ptxas_of(arch)) for arch in job["archs"]}
     table = {"schema": SCHEMA, "triton": triton.__version__, "ptxas": versions, "kernels": [asdict(image) for image in images]}
     (out / TABLE_FILE).write_text(json.dumps(table, indent=1) + "\n")
+
+
+def _stop_at_ptx(_backend: Any, stages: dict[str, Any], *_options: Any) -> None:
+    """Triton's hook before a compilation: without its last stage, ptxas."""
+    stages["cubin"] = lambda _ptx, _metadata: b""
 
 
 def _compile_one(
@@ -274,11 +283,12 @@ def _compile_one(
         # without this, loads stay scalar; TensorRT's tensors and workspace are aligned to 256 bytes
         attrs={(index,): [["tt.divisibility", 16]] for index in pointers},
     )
-    number = int(arch.removeprefix("sm_"))
-    compiled = triton.compile(source, target=GPUTarget("cuda", number, 32), options=options)
+    made_for = "sm_80" if arch.startswith("sm_8") else arch
+    target = GPUTarget("cuda", int(made_for.removeprefix("sm_")), 32)
+    compiled = triton.compile(source, target=target, options=options)
 
     arguments = (*(name for name in names if name not in constants), *HIDDEN_ARGUMENTS)
-    ptx = compiled.asm["ptx"]
+    ptx = re.sub(rf"^(\.target\s+){made_for}\b", rf"\g<1>{arch}", compiled.asm["ptx"], flags=re.MULTILINE)
     found = _entry_parameters(ptx)
     if found != len(arguments):
         raise KernelError(

@@ -12,9 +12,9 @@ Nothing here is a time that anyone measured. Formulas, for a launch of `programs
     bytes      = every tensor that the launch touches, once; floor_bytes = qkv read once and the output written once
     floor_us   = floor_bytes / peak bandwidth
 
-A depthwise loop is an innermost loop of multiply-adds with loads, without tensor-core and special-function instructions. The compiler
-unrolls windows of 3, so these are the loops over the rows of 5 x 5 and 7 x 7. Of a grid's first dimension the first two and the last two
-programs are walked; those between repeat the first two in turn.
+A depthwise loop is an innermost loop of multiply-adds with loads, without tensor-core and special-function instructions: one row of a
+window a turn. Windows of 3 are among them where the compiler keeps their loop. Of a grid's first dimension the first two and the last
+two programs are walked; those between repeat the first two in turn.
 """
 
 from __future__ import annotations

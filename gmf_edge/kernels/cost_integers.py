@@ -101,6 +101,11 @@ class State:
         # sm_87's code begins by asking whether a uniform register that nobody wrote is zero, and sets up its convergence barriers if so
         return self._registers.get(bit + plus, 0 if text.startswith("UR") else None)
 
+    def read_bits(self, operand: str) -> int | None:
+        """As read, but nothing where nobody has written: the first predicate that is packed into a register finds the others undefined."""
+        bit = register_bit(operand)
+        return 0 if bit is not None and bit not in self._registers else self.read(operand)
+
     def constant(self, text: str, plus: int) -> int | None:
         found = re.fullmatch(r"c\[(0x[0-9a-f]+)\]\[([^\]]*)\]", text)
         if found is None:
@@ -237,8 +242,9 @@ def _by_order(i: Instruction, results: list[int]) -> Result:
 def _logic(state: State, i: Instruction) -> Result:
     asked = re.match(r"U?P", i.operands[0]) is not None
     operands = i.operands[1:] if asked else i.operands
-    values = _values(state, operands[1:4])
-    if values is None:
+    found = [state.read_bits(operand) for operand in operands[1:4]]
+    values = [value for value in found if value is not None]
+    if len(values) < 3:
         # x & 0 and the like are not worth the trouble
         return None
     result = _look_up(int(operands[4], 16), values)
@@ -307,7 +313,7 @@ def _select(state: State, i: Instruction) -> Result:
 
 
 def _extreme(state: State, i: Instruction) -> Result:
-    sources = [s for s in i.operands[1:] if not re.fullmatch(r"U?P[0-6]", s)]
+    sources = sources_of(i)
     values, least = _values(state, sources[:2]), state.predicate(sources[2] if len(sources) > 2 else "PT")
     if values is None or least is None:
         return None
@@ -349,6 +355,11 @@ def _pack_predicates(state: State, i: Instruction) -> Result:
     if base is None or None in held or i.modifiers:
         return None
     return [base & ~mask & _MASK | sum(bool(value) << number for number, value in enumerate(held))]
+
+
+def _arrived(state: State, i: Instruction) -> Result:
+    """SYNCS...TRYWAIT asks whether others have reached a barrier in shared memory: they have, so that nobody waits."""
+    return [1] if "TRYWAIT" in i.modifiers else None
 
 
 def _usual_division(state: State, i: Instruction) -> Result:
@@ -408,4 +419,5 @@ _EVALUATE: dict[str, Callable[[State, Instruction], Result]] = {
     "MUFU": _reciprocal,
     "F2I": _from_float,
     "P2R": _pack_predicates,
+    "SYNCS": _arrived,
 }

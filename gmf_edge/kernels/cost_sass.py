@@ -38,7 +38,10 @@ _NO_DESTINATION = frozenset({
 # fmt: on
 # integer arithmetic that may give a carry beside its result
 _WITH_CARRY = frozenset(
-    {"IADD3", "UIADD3", "IADD", "LEA", "ULEA", "IMAD", "UIMAD", "LOP3", "ULOP3", "R2UR", "SHFL", "VOTE", "VOTEU", "MATCH"}
+    {
+        *("IADD3", "UIADD3", "IADD", "LEA", "ULEA", "IMAD", "UIMAD", "LOP3", "ULOP3", "VIMNMX", "UVIMNMX"),
+        *("R2UR", "SHFL", "VOTE", "VOTEU", "MATCH"),
+    }
 )
 GLOBAL_LOADS = frozenset({"LDG", "LD", "ATOMG", "ATOM", "LDL"})
 SHARED_LOADS = frozenset({"LDS", "LDSM", "ATOMS"})
@@ -273,7 +276,7 @@ def _mask(operand: str, width: int = 1) -> int:
 
 def _split(operands: str) -> tuple[str, ...]:
     """At the commas outside brackets, and where CUDA 12's listing has none: between a load's destination and its address."""
-    operands = re.sub(r"((?:^|,)U?R(?:\d+|Z))\[", r"\1,[", operands)
+    operands = re.sub(r"((?:^|,)(?:U?R(?:\d+|Z)|P\d))\[", r"\1,[", operands)
     parts = re.split(r",(?![^\[]*\])", operands.replace(".reuse", "")) if operands else []
     return tuple(part.strip() for part in parts)
 
@@ -307,10 +310,10 @@ def _instruction(address: int, row: dict[str, Any]) -> Instruction:
         # P2R and R2P of all predicates: CUDA 12's listing has the operand PR here
         operands, predicate = (operands[0], "PR", *operands[1:]) if name == "P2R" else ("PR", *operands), ""
     writes, sources = 0, 0
-    if name not in _NO_DESTINATION and operands:
+    if (name not in _NO_DESTINATION or "TRYWAIT" in modifiers) and operands:
         sources = 1
         writes = _mask(operands[0], _width(name, modifiers))
-        if _PREDICATE.match(operands[0]) and len(operands) > 1:
+        if _PREDICATE.match(operands[0]) and len(operands) > 1 and "[" not in operands[1]:
             # ISETP P0, PT, ...; LOP3.LUT P0, R1, ...; SHFL.IDX PT, R1, ...
             writes |= _mask(operands[1])
             sources = 2

@@ -130,6 +130,7 @@ def depthwise(
     row = tokens + (r // G * way + ((y - K // 2) * width + x) * STRIDE)[:, None] + c[None, :]
     weights += c
     top = tl.where(block < last, y - K // 2, height)[:, None]  # no row of a block that is not the program's is in the map
+    rows = height.to(tl.uint32)
     columns = ()
     for j in tl.static_range(K + BLOCK - 1):
         columns = columns + (((x + j >= K // 2) & (x + j < width + K // 2))[:, None],)
@@ -138,7 +139,8 @@ def depthwise(
     sum_2 = sum_0
     sum_3 = sum_0
     for dy in range(K):
-        inside = (top + dy >= 0) & (top + dy < height)
+        # unsigned, so that one comparison sees both edges, and one instruction joins it to a column's
+        inside = (top + dy).to(tl.uint32) < rows
         line = row + dy * width * STRIDE
         values, taps = _window_row(line, inside, columns, c, weights + dy * (K * P), STRIDE, S, P, K, R, CHANNELS, WHOLE)
         for dx in tl.static_range(K):

@@ -103,7 +103,8 @@ class Tiling:
         return constants | ({"PARTS": self.parts, "MERGE": self.merge} if kernel == "attend" else {})
 
 
-# by S: (tokens, channels, warps) of aggregate and of attend, parts, merge
+# by S: (tokens, channels, warps, and where the compiler would rather spill, the most registers) of aggregate and of attend, parts,
+# merge
 SMALL = {
     8: ((128, 8, 4), (128, 8, 2), 1, 8),
     16: ((64, 16, 4), (64, 16, 2), 1, 8),
@@ -115,7 +116,7 @@ SMALL = {
     96: ((16, 128, 8), (16, 64, 2), 2, 2),
 }
 LARGE = {
-    8: ((256, 8, 4), (256, 8, 2), 1, 2),
+    8: ((256, 8, 4), (256, 8, 2, 200), 1, 2),
     16: ((128, 16, 4), (128, 16, 2), 1, 2),
     32: ((64, 32, 4), (128, 32, 4), 1, 2),
     40: ((64, 16, 4), (128, 32, 4), 1, 1),

@@ -1,1 +1,10 @@
-"""GroupMixFormer in PyTorch: the model, its checkpoints and its export. The only room that imports torch."""
+"""GroupMixFormer in PyTorch. The only room that imports torch.
+
+state_dict       checkpoint file -> tensors; no file's code is run
+backbone_state   the backbone's share of a classifier's, a detector's or a segmenter's
+checkpoint       tensors -> the spec that they tell -> a model
+groupmixformer   the model
+reference        its logits and maps, which every engine is held against
+export           1-plain.onnx
+torch_engine     the model as an engine, to be measured against
+"""

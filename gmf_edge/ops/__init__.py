@@ -1,1 +1,5 @@
-"""Fused operators: each file holds one operator's contract, its NumPy float64 reference and its ONNX function body."""
+"""Fused operators: contract, NumPy float64 reference and ONNX function body.
+
+group_mix_attention   the operator (aggregation, mixed_attention: the two parts of its reference)
+channel_last_body     its body laid out for CPU libraries
+"""

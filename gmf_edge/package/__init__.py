@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gmf_edge import __version__
-from gmf_edge.artifact import new_folder, read_json, sha256_of
+from gmf_edge.artifact import read_json, sha256_of
 from gmf_edge.bundle import MANIFEST, Bundle, is_bundle, open_bundle
 from gmf_edge.engines.protocol import Progress, silent
 from gmf_edge.errors import PackageError, SpecError
@@ -27,6 +27,7 @@ from gmf_edge.package.cpp import write_cpp
 from gmf_edge.package.delivered import Package, PackageRequest
 from gmf_edge.package.jetson import write_jetson
 from gmf_edge.package.triton import write_triton
+from gmf_edge.scratch import new_folder
 
 __all__ = ["FORMATS", "Package", "PackageRequest", "package_bundle"]
 

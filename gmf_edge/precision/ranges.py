@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gmf_edge.artifact import write_atomically, write_failure
 from gmf_edge.errors import CalibrationError
+from gmf_edge.scratch import write_atomically, write_failure
 
 SCHEMA = 1
 MAX_FILE_BYTES = 256 << 20

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from gmf_edge.artifact import digest_of, write_atomically
+from gmf_edge.artifact import digest_of
 from gmf_edge.errors import CalibrationError
+from gmf_edge.scratch import write_atomically
 
 STATE_SCHEMA = 1
 

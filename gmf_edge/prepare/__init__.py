@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gmf_edge import __version__
-from gmf_edge.artifact import Stage, library_versions, new_folder
+from gmf_edge.artifact import Stage, library_versions
 from gmf_edge.bundle import LABELS, RANGES, Bundle, Manifest, open_bundle, require_replaceable, seal
 from gmf_edge.engines.protocol import Progress, silent
 from gmf_edge.prepare.calibration import ranges_stage
@@ -28,6 +28,7 @@ from gmf_edge.prepare.reference import reference_stage
 from gmf_edge.prepare.source import SourceModel, load_source
 from gmf_edge.report import write_script
 from gmf_edge.report.commands import request_of
+from gmf_edge.scratch import new_folder
 from gmf_edge.spec import BuildSpec, Precision, Task
 
 if TYPE_CHECKING:

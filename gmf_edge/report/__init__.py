@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gmf_edge.artifact import read_json, write_atomically
+from gmf_edge.artifact import read_json
 from gmf_edge.bundle import MEASUREMENTS, PAGE, REPRODUCE, Bundle, Manifest, open_bundle, replace_file, seal
 from gmf_edge.errors import BundleError, DataError, EnvironmentProblem
 from gmf_edge.report.measurements import Measurements
-from gmf_edge.report.page import missing, report_page
+from gmf_edge.report.page import INSTALL_JINJA, NO_JINJA, missing, report_page
 from gmf_edge.report.reproduce import reproduce_script
+from gmf_edge.scratch import write_atomically
 
 __all__ = ["Measurements", "missing", "seal_with_page", "write_report_page", "write_script"]
 
@@ -43,9 +44,8 @@ def write_report_page(folder: Path, output: Path | None = None, bench: Path | No
         DataError: `bench` was not written by `gmf-edge bench`, or is of another model.
         EnvironmentProblem: Jinja2 is not installed, or the file cannot be written.
     """
-    problem = missing()
-    if problem is not None:
-        raise EnvironmentProblem("report.html needs Jinja2, which is not installed", "pip install 'gmf-edge[report]'")
+    if missing() is not None:
+        raise EnvironmentProblem(NO_JINJA, INSTALL_JINJA)
     bundle = open_bundle(folder)
     report = bundle.report
     if report is None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gmf_edge.artifact import sha256_of, source_digest
-from gmf_edge.engines.tensorrt.options import TILING
+from gmf_edge.engines.tensorrt.options import TILING, TRTEXEC_COMPATIBILITY, TRTEXEC_INTEGERS, TRTEXEC_SWITCHES
 from gmf_edge.sizes import words_of_size
 from gmf_edge.spec import BuildSpec, Task
 from gmf_edge.weights import WeightsOrigin
@@ -37,20 +37,14 @@ _ENGINE_FLAGS = {
 }
 # trtexec's spelling, as engines.tensorrt.options reads it; the value is written after "="
 _TRTEXEC = {
-    "optimization_level": "--builderOptimizationLevel",
-    "dla_core": "--useDLACore",
-    "max_aux_streams": "--maxAuxStreams",
-    "streams": "--infStreams",
+    **{option: flag for flag, option in TRTEXEC_INTEGERS.items()},
     "hardware_compatibility": "--hardwareCompatibilityLevel",
     "tiling": "--tilingOptimizationLevel",
     "tactic_sources": "--tacticSources",
 }
-_SWITCHES = {
-    "version_compatible": "--versionCompatible",
-    "strip": "--stripWeights",
-    "refit": "--refit",
-    "cuda_graphs": "--useCudaGraph",
-}
+# of two spellings the first
+_SWITCHES = {option: flag for flag, option in reversed(TRTEXEC_SWITCHES.items())}
+_COMPATIBILITY = {level: word for word, level in TRTEXEC_COMPATIBILITY.items()}
 PLUGIN_LIBRARY, NO_TIMING_CACHE = "--plugins", ""
 
 
@@ -172,7 +166,7 @@ def engine_request_of(
 def _trtexec_value(name: str, value: Any) -> str | None:
     """What trtexec writes for a value; None for one that it cannot say."""
     if name == "hardware_compatibility":
-        return "sameComputeCapability" if value == "same" else str(value)
+        return _COMPATIBILITY.get(value, str(value))
     if name == "tiling":
         return str(TILING.index(value))
     if name == "tactic_sources":

@@ -36,7 +36,7 @@ def percent(share: float | None, decimals: int = 2) -> str:
     return "not finite" if share is None or not math.isfinite(share) else f"{100 * share:.{decimals}f} %"
 
 
-def points(value: float | None) -> str:
+def signed_points(value: float | None) -> str:
     """A change in percentage points, always with its sign: "+0.12"."""
     if value is None or not math.isfinite(value):
         return "not finite"

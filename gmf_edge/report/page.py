@@ -17,6 +17,7 @@ from gmf_edge.report.measurements import Measurements
 from gmf_edge.report.side_by_side import engines
 
 TEMPLATES = Path(__file__).parent / "templates"
+NO_JINJA, INSTALL_JINJA = "report.html needs Jinja2, which is not installed", "pip install 'gmf-edge[report]'"
 
 
 def missing() -> str | None:
@@ -24,9 +25,7 @@ def missing() -> str | None:
     try:
         import jinja2  # noqa: F401
     except ImportError:
-        return (
-            "report.html needs Jinja2, which is not installed: pip install 'gmf-edge[report]', then 'gmf-edge report' on the bundle"
-        )
+        return f"{NO_JINJA}: {INSTALL_JINJA}, then 'gmf-edge report' on the bundle"
     return None
 
 
@@ -45,7 +44,7 @@ def report_page(manifest: Manifest, report: Mapping[str, Any], found: Measuremen
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError as error:
-        raise EnvironmentProblem("report.html needs Jinja2, which is not installed", "pip install 'gmf-edge[report]'") from error
+        raise EnvironmentProblem(NO_JINJA, INSTALL_JINJA) from error
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

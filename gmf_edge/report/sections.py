@@ -13,7 +13,7 @@ from typing import Any
 import gmf_edge.report.charts as charts
 from gmf_edge.bundle import PAGE, Manifest
 from gmf_edge.report.charts import Chart
-from gmf_edge.report.figures import bar, decisive, figure, measure_of, milliseconds, percent, points, size
+from gmf_edge.report.figures import bar, decisive, figure, measure_of, milliseconds, percent, signed_points, size
 from gmf_edge.report.measurements import Measurements
 from gmf_edge.report.reproduce import commands_of, install_command
 from gmf_edge.report.thumbnails import by_weight
@@ -88,8 +88,8 @@ def accuracy(report: Report, found: Measurements) -> dict[str, Any] | None:
         rows.append(
             (
                 "Top-1 change",
-                f"{points(parity['top1_change_points'])} points",
-                f"95 % interval {points(low)} to {points(high)}; accepted loss {gate['max_drop_points']:g}",
+                f"{signed_points(parity['top1_change_points'])} points",
+                f"95 % interval {signed_points(low)} to {signed_points(high)}; accepted loss {gate['max_drop_points']:g}",
             )
         )
         lost, gained = parity["discordant"]["lost"], parity["discordant"]["gained"]

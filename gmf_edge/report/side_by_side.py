@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gmf_edge.report.figures import bar, decisive, figure, milliseconds, percent, points
+from gmf_edge.report.figures import bar, decisive, figure, milliseconds, percent, signed_points
 
 Report = Mapping[str, Any]
 
@@ -101,7 +101,7 @@ def _baselines(bench: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 def _parity_words(parity: Mapping[str, Any]) -> str:
     """How right an engine is, in a few words."""
     if parity.get("top1_change_points") is not None:
-        return f"top-1 {points(parity['top1_change_points'])} points"
+        return f"top-1 {signed_points(parity['top1_change_points'])} points"
     if parity.get("agreement") is not None:
         return f"agreement {percent(parity['agreement'])}"
     return f"relative L2 error {figure(parity.get('relative_l2'))}"

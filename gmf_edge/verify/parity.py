@@ -224,33 +224,15 @@ def _report(
     spread: float,
 ) -> ParityReport:
     images = len(found.same)
-    usual_error = float(np.median(found.error[np.isfinite(found.error)])) if np.isfinite(found.error).any() else 0.0
-    near_tie = (found.margin <= 2 * usual_error) & (found.margin <= NEAR_TIE_SHARE * found.spread)
-
-    def name_of(index: int) -> str | int | None:
-        if index == metrics.NO_CLASS:
-            return None
-        return class_names[index] if class_names is not None else index
-
-    flips = tuple(
-        Flip(
-            image=names[i],
-            label=None if labels is None else name_of(int(labels[i])),
-            reference=name_of(int(found.reference_class[i])),
-            engine=name_of(int(found.engine_class[i])),
-            margin=json_number(float(found.margin[i])),
-            error=json_number(float(found.error[i])),
-            near_tie=bool(near_tie[i] and found.engine_finite[i]),
-        )
-        for i in np.flatnonzero(~found.same)
-    )
+    near_tie = _near_ties(found)
+    flips = _flips(found, near_tie, names, labels, class_names)
     reference_top1 = engine_top1 = reference_top5 = engine_top5 = change = None
     interval: tuple[float, float] | None = None
     discordant: Discordant | None = None
     if known is not None:
         reference_top1, engine_top1 = _percent(found.reference_hit), _percent(found.engine_hit)
         lost, gained = found.reference_hit & ~found.engine_hit, ~found.reference_hit & found.engine_hit
-        clear = ~(near_tie & found.engine_finite)
+        clear = ~near_tie
         discordant = Discordant(*(int(which.sum()) for which in (lost, gained, lost & clear, gained & clear)))
         change = 100.0 * (discordant.gained - discordant.lost) / images
         low, high = metrics.paired_interval(discordant.lost, discordant.gained, images)
@@ -277,6 +259,39 @@ def _report(
         non_finite_images=int((~found.engine_finite).sum()),
         reference_non_finite_images=int((~found.reference_finite).sum()),
         batches=dict(batch_numerics or {}),
+    )
+
+
+def _near_ties(found: _Compared) -> NDArray[np.bool_]:
+    """Which images have a margin that a usual error turns: bool [n]; see Flip.near_tie."""
+    usual_error = float(np.median(found.error[np.isfinite(found.error)])) if np.isfinite(found.error).any() else 0.0
+    narrow = (found.margin <= 2 * usual_error) & (found.margin <= NEAR_TIE_SHARE * found.spread)
+    return np.asarray(narrow & found.engine_finite, np.bool_)
+
+
+def _flips(
+    found: _Compared,
+    near_tie: NDArray[np.bool_],
+    names: Sequence[str],
+    labels: NDArray[np.int64] | None,
+    class_names: Sequence[str] | None,
+) -> tuple[Flip, ...]:
+    def name_of(index: int) -> str | int | None:
+        if index == metrics.NO_CLASS:
+            return None
+        return class_names[index] if class_names is not None else index
+
+    return tuple(
+        Flip(
+            image=names[i],
+            label=None if labels is None else name_of(int(labels[i])),
+            reference=name_of(int(found.reference_class[i])),
+            engine=name_of(int(found.engine_class[i])),
+            margin=json_number(float(found.margin[i])),
+            error=json_number(float(found.error[i])),
+            near_tie=bool(near_tie[i]),
+        )
+        for i in np.flatnonzero(~found.same)
     )
 
 

@@ -29,7 +29,7 @@ def report_of(
     reason: str,
     latencies: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Plain values; latencies as bench.Latency.to_json gives them; numbers that do not exist (accuracy without labels) are null."""
+    """Plain values; latencies as bench.latency.Latency.to_json gives them; numbers that do not exist (accuracy without labels) are null."""
     engine = asdict(facts)
     engine["layers"] = [asdict(layer) for layer in facts.layers]
     return {

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from gmf_edge.cli import run
-from gmf_edge.cli.options import BundleOptions, EngineOptions, PrecisionName, PrecisionProof, parse_size
+from gmf_edge.cli.options import BundleOptions, EngineOptions, PrecisionName, PrecisionProof
 from gmf_edge.engines.tensorrt.options import TensorRTOptions
 from gmf_edge.errors import SpecError
+from gmf_edge.sizes import parse_size
 from gmf_edge.spec import Precision
 
 
@@ -63,3 +64,14 @@ def test_settings_of_a_measurement_are_not_a_builds() -> None:
 
 def test_image_sizes_are_read_as_height_by_width() -> None:
     assert (parse_size("224"), parse_size("256X192")) == ((224, 224), (256, 192))
+
+
+@pytest.mark.parametrize("text", ["", "x", "224x", "1x2x3", "-32", "²²4"])
+def test_an_image_size_of_another_form_is_refused(text: str) -> None:
+    with pytest.raises(SpecError, match="cannot read the image size"):
+        parse_size(text)
+
+
+def test_two_precisions_are_refused_with_every_way_to_name_one() -> None:
+    with pytest.raises(SpecError, match=r"bf16 and int8.*--bf16 and --int8"):
+        BundleOptions(bf16=True, int8=True).spec()

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from gmf_edge.kernels.compile import KernelTable
 
 try:
     import torch
@@ -22,3 +28,11 @@ if not HAS_GPU:
 def device() -> str:
     """Where the kernels of these tests run."""
     return "cuda" if HAS_GPU and os.environ.get("TRITON_INTERPRET") != "1" else "cpu"
+
+
+@pytest.fixture(scope="session")
+def orin_table(made_once: Callable[[str, Callable[[Path], object]], Path]) -> KernelTable:
+    """S = 16 for sm_87, compiled once a run."""
+    from gmf_edge.kernels.compile import compile_widths, read_table
+
+    return read_table(made_once("kernels-s16", lambda folder: compile_widths((16,), ("sm_87",), folder)))

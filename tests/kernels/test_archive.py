@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,11 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from gmf_edge.errors import KernelError  # noqa: E402
 from gmf_edge.kernels.archive import MAGIC, RECORD, attach_kernels, kernel_archive, widths_by_type  # noqa: E402
-from gmf_edge.kernels.compile import KERNELS, TYPES, KernelTable, compile_widths  # noqa: E402
+from gmf_edge.kernels.compile import KERNELS, TYPES, KernelTable  # noqa: E402
 from gmf_edge.kernels.layout import TILINGS, plan, tilings_of  # noqa: E402
 from gmf_edge.kernels.pack import packed_arrays  # noqa: E402
 from gmf_edge.kernels.run import packed_weights  # noqa: E402
 from gmf_edge.ops import group_mix_attention as op  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> KernelTable:
-    return compile_widths((16,), ("sm_87",), tmp_path_factory.mktemp("kernels"))
 
 
 def plugin_model(channels: int, height: int, width: int, dtype: Any = np.float16) -> onnx.ModelProto:
@@ -61,53 +56,54 @@ def test_numpy_and_the_kernel_pack_the_same_weights(channels: int, device: str) 
     np.testing.assert_array_equal(matrices.cpu().numpy(), expected[1])
 
 
-def test_nodes_carry_their_own_kernels(table: KernelTable) -> None:
-    attached = attach_kernels(plugin_model(80, 7, 7), table)
+def test_nodes_carry_their_own_kernels(orin_table: KernelTable) -> None:
+    attached = attach_kernels(plugin_model(80, 7, 7), orin_table)
     given = {attribute.name: helper.get_attribute_value(attribute) for attribute in attached.graph.node[0].attribute}
     archive = base64.b64decode(given["kernels"])
-    assert archive == kernel_archive(table, 16, packed=True)
+    assert archive == kernel_archive(orin_table, 16, packed=True)
     assert archive.startswith(MAGIC)
     # what is packed already is not packed on the GPU
     uses = [(kernel, tiling) for kernel in KERNELS[1:] for tiling in TILINGS]
     for index, (kernel, tiling) in enumerate(uses):
         record = RECORD.unpack_from(archive, 16 + index * RECORD.size)
-        image = table.image_of(kernel, "sm_87", 16, "fp16", tiling)
+        image = orin_table.image_of(kernel, "sm_87", 16, "fp16", tiling)
         offset, size = record[-3:-1]
         assert record[5:8] == (1 + TILINGS.index(tiling), image.tile_tokens, image.parts)
         assert record[0].rstrip(b"\0").decode() == kernel
-        assert archive[offset : offset + size] == table.read_cubin(image)
+        assert archive[offset : offset + size] == orin_table.read_cubin(image)
         assert record[-1].hex() == image.sha256
     # two tensors in place of 19, unless they are to be refitted
     assert list(attached.graph.node[0].input) == ["qkv", "mixed/vectors", "mixed/matrices"]
     assert {tensor.name for tensor in attached.graph.initializer} == {"mixed/vectors", "mixed/matrices"}
     assert given["packed"] == 1
-    refittable = attach_kernels(plugin_model(80, 7, 7), table, pack=False)
+    refittable = attach_kernels(plugin_model(80, 7, 7), orin_table, pack=False)
     assert list(refittable.graph.node[0].input) == list(op.INPUT_NAMES)
     assert len(refittable.graph.initializer) == 19
     # attaching again replaces
-    assert attach_kernels(attached, table) == attached
+    assert attach_kernels(attached, orin_table) == attached
     own = base64.b64decode({a.name: helper.get_attribute_value(a) for a in refittable.graph.node[0].attribute}["kernels"])
-    assert own == kernel_archive(table, 16)
+    assert own == kernel_archive(orin_table, 16)
     assert len(archive) < len(own)
     with pytest.raises(KernelError, match="no kernel aggregate for sm_87, S=8"):
-        attach_kernels(plugin_model(40, 7, 7), table)
+        attach_kernels(plugin_model(40, 7, 7), orin_table)
 
 
-def test_a_node_that_stays_in_fp32_gets_no_fp16_kernels(table: KernelTable, tmp_path: Path) -> None:
+def test_a_node_that_stays_in_fp32_gets_no_fp16_kernels(orin_table: KernelTable) -> None:
     island = plugin_model(80, 7, 7, np.float32)
     assert widths_by_type(island) == {"fp32": {16}}
     with pytest.raises(KernelError, match=r"no kernel aggregate for sm_87, S=16, fp32"):
-        attach_kernels(island, table)
-    wide = compile_widths((16,), ("sm_87",), tmp_path, dtype="fp32")
+        attach_kernels(island, orin_table)
+    # nobody looks into an image here
+    wide = replace(orin_table, images=tuple(replace(image, dtype="fp32") for image in orin_table.images))
     attached = attach_kernels(island, wide)
     [kernels] = [attribute.s for attribute in attached.graph.node[0].attribute if attribute.name == "kernels"]
     assert RECORD.unpack_from(base64.b64decode(kernels), 16)[4] == TYPES.index("fp32")
     assert {tensor.data_type for tensor in attached.graph.initializer} == {TensorProto.FLOAT}
 
 
-def test_what_the_kernels_read_in_fp32_was_not_rounded_to_fp16(table: KernelTable) -> None:
+def test_what_the_kernels_read_in_fp32_was_not_rounded_to_fp16(orin_table: KernelTable) -> None:
     exact = {name: value.astype(np.float32) for name, value in op.random_inputs(np.random.default_rng(0), 80, 1, 49).items()}
-    attached = attach_kernels(plugin_model(80, 7, 7), table, exact=exact)
+    attached = attach_kernels(plugin_model(80, 7, 7), orin_table, exact=exact)
     vectors, matrices = (numpy_helper.to_array(tensor) for tensor in attached.graph.initializer)
     weights = {name: exact[name] for name in op.INPUT_NAMES[1:]}
     np.testing.assert_array_equal(vectors, packed_arrays(weights)[0])
@@ -115,31 +111,31 @@ def test_what_the_kernels_read_in_fp32_was_not_rounded_to_fp16(table: KernelTabl
     np.testing.assert_array_equal(matrices, packed_arrays(weights)[1].astype(np.float16))
     # weights that changed since are not taken for these
     other = {name: 2 * value for name, value in exact.items()}
-    again = attach_kernels(plugin_model(80, 7, 7), table, exact=other)
-    assert again == attach_kernels(plugin_model(80, 7, 7), table)
+    again = attach_kernels(plugin_model(80, 7, 7), orin_table, exact=other)
+    assert again == attach_kernels(plugin_model(80, 7, 7), orin_table)
 
 
-def test_a_node_whose_tensors_disagree_is_refused(table: KernelTable) -> None:
+def test_a_node_whose_tensors_disagree_is_refused(orin_table: KernelTable) -> None:
     mixed = plugin_model(80, 7, 7)
     mixed.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
     with pytest.raises(KernelError, match="core: qkv is FLOAT, its weights are FLOAT16"):
-        attach_kernels(mixed, table)
+        attach_kernels(mixed, orin_table)
 
 
-def test_a_builder_that_converts_gets_the_kernels_and_matrices_that_it_will_convert_to(table: KernelTable) -> None:
-    attached = attach_kernels(plugin_model(80, 7, 7, np.float32), table, builder_type="fp16")
+def test_a_builder_that_converts_gets_the_kernels_and_matrices_that_it_will_convert_to(orin_table: KernelTable) -> None:
+    attached = attach_kernels(plugin_model(80, 7, 7, np.float32), orin_table, builder_type="fp16")
     assert {tensor.name: tensor.data_type for tensor in attached.graph.initializer} == {
         "mixed/vectors": TensorProto.FLOAT,
         "mixed/matrices": TensorProto.FLOAT16,
     }
 
 
-def test_a_node_without_constant_weights_is_refused(table: KernelTable) -> None:
+def test_a_node_without_constant_weights_is_refused(orin_table: KernelTable) -> None:
     unbound = plugin_model(80, 7, 7)
     del unbound.graph.initializer[:]
     with pytest.raises(KernelError, match="not an initializer"):
-        attach_kernels(unbound, table)
+        attach_kernels(unbound, orin_table)
     empty = plugin_model(80, 7, 7)
     del empty.graph.node[0]
     with pytest.raises(KernelError, match="has no GmfGroupMixAttention"):
-        attach_kernels(empty, table)
+        attach_kernels(empty, orin_table)

@@ -28,35 +28,30 @@ from gmf_edge.spec import VARIANTS, ModelSpec
 MOST_REGISTERS = {("aggregate", "small"): 168, ("attend", "small"): 128, ("aggregate", "large"): 255, ("attend", "large"): 255}
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> KernelTable:
-    return compile_widths((16,), ("sm_87",), tmp_path_factory.mktemp("kernels"))
-
-
-def test_no_kernel_spills_or_grows(table: KernelTable) -> None:
-    assert [(image.kernel, image.tiling) for image in table.images] == [
+def test_no_kernel_spills_or_grows(orin_table: KernelTable) -> None:
+    assert [(image.kernel, image.tiling) for image in orin_table.images] == [
         ("pack_weights", ""),
         *((kernel, tiling) for kernel in KERNELS[1:] for tiling in TILINGS),
     ]
-    for image in table.images:
+    for image in orin_table.images:
         assert image.spill_bytes == 0, image
         assert image.stack_bytes == 0, image
         assert 0 <= image.shared_bytes <= STATIC_SHARED_BYTES, image
         assert 0 < image.registers <= MOST_REGISTERS.get((image.kernel, image.tiling), 64), image
 
 
-def test_every_launch_of_the_library_fits_the_images(table: KernelTable) -> None:
+def test_every_launch_of_the_library_fits_the_images(orin_table: KernelTable) -> None:
     """The number of arguments that launch_core.cpp hands over is that of the compiled kernels."""
     source = (Path(__file__).parents[2] / "plugins/gma/launch_core.cpp").read_text()
-    for image in table.images:
+    for image in orin_table.images:
         name = {"pack_weights": "Pack", "aggregate": "Aggregate", "attend": "Attend"}[image.kernel]
         [sum_of] = re.findall(rf"k{name}Arguments = ([0-9 +]+);", source)
         assert sum(map(int, sum_of.split("+"))) == len(image.arguments), image
 
 
-def test_table_reads_back_and_names_every_argument(table: KernelTable) -> None:
-    again = read_table(table.folder)
-    assert again == table
+def test_table_reads_back_and_names_every_argument(orin_table: KernelTable) -> None:
+    again = read_table(orin_table.folder)
+    assert again == orin_table
     aggregate = again.image_of("aggregate", "sm_87", 16, "fp16", "small")
     inputs, integers = ("qkv", "vectors", "matrices"), ("height", "width", "tiles_per_split")
     assert aggregate.arguments == (*inputs, *integers, "scratch", "partials", "output", *HIDDEN_ARGUMENTS)
@@ -68,17 +63,17 @@ def test_table_reads_back_and_names_every_argument(table: KernelTable) -> None:
     assert len(again.rows) == len(again.images)
 
 
-def test_cubins_are_of_the_architecture_and_name_no_folder(table: KernelTable) -> None:
-    for image in table.images:
-        cubin = table.read_cubin(image)
+def test_cubins_are_of_the_architecture_and_name_no_folder(orin_table: KernelTable) -> None:
+    for image in orin_table.images:
+        cubin = orin_table.read_cubin(image)
         assert cubin.startswith(b"\x7fELF")
         assert image.entry.encode() in cubin
         assert str(Path(__file__).parents[2]).encode() not in cubin
-        assert ".target sm_87" in (table.folder / image.ptx).read_text()
+        assert ".target sm_87" in (orin_table.folder / image.ptx).read_text()
 
 
-def test_a_changed_or_missing_image_is_refused(table: KernelTable, tmp_path: Path) -> None:
-    shutil.copytree(table.folder, tmp_path / "copy")
+def test_a_changed_or_missing_image_is_refused(orin_table: KernelTable, tmp_path: Path) -> None:
+    shutil.copytree(orin_table.folder, tmp_path / "copy")
     copy = read_table(tmp_path / "copy")
     image = copy.images[0]
     (copy.folder / image.cubin).write_bytes(copy.read_cubin(image)[:-1] + b"x")
@@ -101,6 +96,23 @@ def test_requests_that_cannot_be_met_say_so(archs: tuple[str, ...], dtype: str, 
     with pytest.raises(KernelError, match=message):
         compile_kernels(ModelSpec.of("pico"), archs, tmp_path, dtype=dtype)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_code_of_compute_capability_8_is_made_once_and_named_for_each(orin_table: KernelTable) -> None:
+    """What stands beside Orin's image is PTX for Orin, and the cubin is what ptxas makes of it."""
+    for image in orin_table.images:
+        ptx = (orin_table.folder / image.ptx).read_text()
+        assert re.findall(r"^\.target (\w+)$", ptx, re.MULTILINE) == ["sm_87"]
+        # the flags of the ELF header end with the architecture
+        assert orin_table.read_cubin(image)[0x30] == 87
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_other_types_compile_and_say_so(dtype: str, tmp_path: Path) -> None:
+    table = compile_widths((16,), ("sm_87",), tmp_path, dtype=dtype)
+    assert {image.dtype for image in table.images} == {dtype}
+    assert [image for image in table.images if image.shared_bytes > STATIC_SHARED_BYTES] == []
 
 
 @pytest.mark.slow

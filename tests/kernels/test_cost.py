@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,25 @@ pytest.importorskip("triton")
 from gmf_edge.cli.kernels import show_cost
 from gmf_edge.cli.screen import out
 from gmf_edge.errors import KernelError
-from gmf_edge.kernels.compile import KernelTable, compile_widths
+from gmf_edge.kernels.compile import KernelTable, compile_widths, read_table
 from gmf_edge.kernels.cost import CompiledKernel, cost_of, depthwise_loops, total_rows
 from gmf_edge.kernels.cost_devices import DEVICES, LIMITS, blocks_per_multiprocessor
 from gmf_edge.kernels.cost_launches import reference_launch
+from gmf_edge.kernels.layout import TILINGS
 from gmf_edge.spec import ModelSpec
 
 ARCH, S = "sm_90", 8
-# instructions a multiply-add of the depthwise loops, on average and of windows of 3, counted for this width; more is a regression
-MOST_INSTRUCTIONS_PER_FMA, MOST_OF_WINDOW_3 = 2.0, 2.4
+# the older and the newer way of writing machine code; sm_90's is the older one
+ARCHS = (ARCH, "sm_100")
+# instructions a multiply-add of the depthwise loops on average, and of windows of 3, which share less, by tiling; more is a regression
+MOST_INSTRUCTIONS_PER_FMA, MOST_OF_WINDOW_3 = 2.0, {"small": 2.3, "large": 2.0}
 # a model of one width, so that one compilation serves
 SPEC = dataclasses.replace(ModelSpec.of("pico"), embed_dims=(5 * S,) * 4)
 
 
 @pytest.fixture(scope="session")
-def cost_table(tmp_path_factory: pytest.TempPathFactory) -> KernelTable:
-    return compile_widths((S,), (ARCH,), tmp_path_factory.mktemp("cost"))
+def cost_table(made_once: Callable[[str, Callable[[Path], object]], Path]) -> KernelTable:
+    return read_table(made_once("kernels-s8", lambda folder: compile_widths((S,), ARCHS, folder)))
 
 
 @pytest.fixture(scope="session")
@@ -57,12 +61,14 @@ def test_the_longest_program_executes_the_multiply_adds_of_its_windows(cost_tabl
 
 
 def test_the_figures_that_matter(costs: dict[str, Any]) -> None:
-    assert {row["kernel"] for row in costs["kernels"]} == {"aggregate", "attend"}
+    uses = [(row["arch"], row["kernel"], row["tiling"]) for row in costs["kernels"]]
+    assert uses == list(itertools.product(ARCHS, ("aggregate", "attend"), TILINGS))
     for row in costs["kernels"]:
-        assert row["spill_bytes"] == 0
+        # CUDA 13's ptxas spills a register round a loop where it saves a block
+        assert row["spill_bytes"] <= (0 if row["arch"] == ARCH else 8)
         assert row["blocks_per_multiprocessor"] >= 2
         assert 1.0 < row["instructions_per_fma"] <= MOST_INSTRUCTIONS_PER_FMA
-        assert row["worst_instructions_per_fma"] <= MOST_OF_WINDOW_3
+        assert row["worst_instructions_per_fma"] <= MOST_OF_WINDOW_3[row["tiling"]]
         assert 0 < row["loads_per_fma"] <= 0.4
         assert row["tensor_instructions"] > 0
         assert row["assumed_branches"] == 0
@@ -107,7 +113,7 @@ def test_tables_fit_a_terminal_of_80_columns(costs: dict[str, Any]) -> None:
         show_cost(costs)
     lines = captured.get().splitlines()
     assert max(map(len, lines)) <= 80
-    assert any(line.startswith(f"{ARCH} {S} aggregate") for line in lines)
+    assert [line.split()[:3] for line in lines].count([ARCH, str(S), "aggregate"]) == len(TILINGS)
     assert sum(line.startswith("H200") for line in lines) == 2 * 8 + 8
 
 
@@ -136,10 +142,12 @@ def test_devices_have_known_architectures_and_others_are_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_87", "sm_89", "sm_90"])
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100"])
 def test_every_width_can_be_followed_and_none_spills(arch: str, tmp_path: Path) -> None:
     specs = [ModelSpec.of(variant) for variant in ("pico", "mobile", "tiny", "small", "base", "large")]
     widths = sorted({width for spec in specs for width in spec.segment_dims})
     found = cost_of(compile_widths(widths, (arch,), tmp_path), specs, batches=(1,))
-    assert [row for row in found["kernels"] if row["spill_bytes"] or row["assumed_branches"]] == []
+    assert [row for row in found["kernels"] if row["assumed_branches"]] == []
+    assert [row for row in found["kernels"] if row["spill_bytes"] and arch != "sm_100"] == []
+    assert [row for row in found["kernels"] if row["instructions_per_fma"] > MOST_INSTRUCTIONS_PER_FMA] == []
     assert [row for row in found["launches"] if row["assumed_branches"]] == []

@@ -50,6 +50,11 @@ def registers(*names: str) -> set[int | None]:
         ),
         ("SHFL.BFLY PT,R5,R4,0x1,0x1f", ("R5",), ("R4",)),
         ("BAR.SYNC.DEFER_BLOCKING 0x0", (), ()),
+        # sm_100: packed pairs, predicates written out, a barrier in shared memory that is asked and one that is set up
+        ("FFMA2 R52,R70.F32x2.HI_LO,R74.F32x2.HI_LO,R52.F32x2.HI_LO", ("R52", "R53"), ("R70", "R71", "R74", "R75", "R52", "R53")),
+        ("VIMNMX R13,PT,PT,R3,UR4,PT", ("R13",), ("R3", "UR4")),
+        ("SYNCS.PHASECHK.TRANS64.TRYWAIT P1[UR10+0x200],R4", ("P1",), ("UR10", "R4")),
+        ("@!UP1 SYNCS.EXCH.64 URZ,[UR10+0x200],UR6", (), ("UR10", "UR6", "UR7", "UP1")),
     ],
 )
 def test_what_an_instruction_writes_and_reads(line: str, writes: tuple[str, ...], reads: tuple[str, ...]) -> None:
@@ -91,6 +96,12 @@ def test_packed_multiply_adds_count_for_two_and_moves_for_none() -> None:
         ("LEA R9,R1,R2,0x4", "R9", 115),
         ("SEL R9,R1,R2,!P0", "R9", 3),
         ("VIMNMX R9,R1,R3,PT", "R9", 0x80000000),
+        ("VIMNMX R9,PT,PT,R1,R2,PT", "R9", 3),
+        ("VIMNMX R9,PT,PT,R1,R2,!PT", "R9", 7),
+        ("UISETP.NE.U32.AND UP0,UPT,UR1,0x3,UPT", "UP0", 1),
+        ("UIADD3 UR9,UPT,UPT,UR1,0xc0,URZ", "UR9", 197),
+        ("SYNCS.PHASECHK.TRANS64.TRYWAIT P2[UR1+0x200],R1", "P2", 1),  # others have arrived
+        ("LOP3.LUT R9,R8,0xfffff7ff,RZ,0xc0,!PT", "R9", 0),  # the first of the predicates that R8 will hold
         ("SGXT R9,R1,0x3", "R9", 0xFFFFFFFF),
         ("SGXT.U32 R9,R1,0x2", "R9", 3),
         ("PRMT R9,R1,0x9910,RZ", "R9", 7),
@@ -104,7 +115,7 @@ def test_packed_multiply_adds_count_for_two_and_moves_for_none() -> None:
 )
 def test_integer_arithmetic_is_the_gpus(line: str, register: str, value: int | None) -> None:
     state = State(code_of("EXIT"), struct.pack("<2i", 14, 56), (2, 4, 0), (8, 5, 1))
-    for setup in ("MOV R1,0x7", "MOV R2,0x3", "MOV R3,0x80000000", "ISETP.EQ.AND P0,PT,RZ,RZ,PT"):
+    for setup in ("MOV R1,0x7", "MOV R2,0x3", "MOV R3,0x80000000", "UMOV UR1,0x5", "ISETP.EQ.AND P0,PT,RZ,RZ,PT"):
         state.execute(instruction(setup))
     state.execute(instruction(line))
     assert state._registers.get(register_bit(register) or 0) == value
@@ -149,6 +160,14 @@ def test_a_branch_on_data_is_counted_as_not_taken_and_reported() -> None:
     walk = Follower(code).walk(b"", (0, 0, 0), (1, 1, 1), 1)
     assert walk.instructions == 5
     assert walk.assumed == 1
+
+
+def test_a_barrier_that_others_reach_is_not_waited_for() -> None:
+    """As sm_100's code waits for the tensor cores: not at once, then in a loop behind the kernel's end."""
+    wait = "SYNCS.PHASECHK.TRANS64.TRYWAIT P1[UR10+0x200],R4"
+    code = code_of("ISETP.NE.AND P1,PT,RZ,RZ,PT", wait, "@!P1 BRA 0x40", "EXIT ", wait, "@P1 BRA 0x30", "BRA 0x40")
+    walk = Follower(code).walk(b"", (0, 0, 0), (1, 1, 1), 1)
+    assert (walk.instructions, walk.assumed) == (4, 0)
 
 
 def test_a_table_of_jobs_is_followed() -> None:

@@ -34,6 +34,7 @@ from gmf_edge.kernels.layout import (  # noqa: E402
     plan,
     tilings_of,
 )
+from gmf_edge.kernels.pack import packed_arrays  # noqa: E402
 from gmf_edge.kernels.run import group_mix_attention  # noqa: E402
 from gmf_edge.model.groupmixformer import Attention, GroupMixFormer, random_model  # noqa: E402
 from gmf_edge.ops import group_mix_attention as op  # noqa: E402
@@ -88,10 +89,20 @@ def distance(got: Tensor, truth: NDArray[np.float64]) -> float:
     return value if np.isfinite(value) else float("inf")
 
 
+def run_kernels(inputs: dict[str, Tensor], height: int, width: int, **launch: Any) -> Tensor:
+    """group_mix_attention into memory of NaN; with weights packed by NumPy, which takes the interpreter's 257 programs no time."""
+    if "packed" not in launch:
+        arrays = packed_arrays({name: inputs[name].cpu().numpy() for name in op.INPUT_NAMES[1:]})
+        launch["packed"] = tuple(torch.from_numpy(array).to(inputs["qkv"].device) for array in arrays)
+    got = group_mix_attention(inputs, height, width, fill=float("nan"), **launch)
+    assert isinstance(got, Tensor)
+    return got
+
+
 def kernels_are_right(inputs: dict[str, Tensor], height: int, width: int, **launch: Any) -> bool:
     """The tolerance of this project: error(kernel) <= 2 * error(plain code of the same type) + floor, both against float64."""
     truth = exact(inputs, height, width)
-    got = group_mix_attention(inputs, height, width, fill=float("nan"), **launch)
+    got = run_kernels(inputs, height, width, **launch)
     floor = FLOOR if got.dtype == torch.float16 else 1e-6
     return distance(got, truth) <= 2 * distance(plain(inputs, height, width), truth) + floor
 
@@ -116,7 +127,9 @@ def test_kernels_match_the_reference(case: str, device: str) -> None:
     dtype = torch.float32 if "splits" in case else torch.float16
     channels, height, width, batch, cut, processors = SHAPES[case]
     inputs = tensors(channels, batch, height * width, dtype, device)
-    assert kernels_are_right(inputs, height, width, tiling=cut, multiprocessors=processors)
+    # one of them with all three launches, as an engine with refitted weights has them
+    launches = {"packed": None} if "splits" in case else {}
+    assert kernels_are_right(inputs, height, width, tiling=cut, multiprocessors=processors, **launches)
 
 
 # 48 is cut as 40 is, 72 as 96, 16 and 32 have nothing that 8 and 64 have not
@@ -150,7 +163,7 @@ def test_values_that_overflow_plain_half_precision_come_out_right(device: str) -
     inputs["pointwise_3"] *= 1000.0
     truth = exact(inputs, 7, 7)
     assert not torch.isfinite(plain(inputs, 7, 7)).all()
-    got = group_mix_attention(inputs, 7, 7, tiling=tiling(64, 64, 16), fill=float("nan"))
+    got = run_kernels(inputs, 7, 7, tiling=tiling(64, 64, 16))
     assert distance(got, truth) <= 1e-3
 
 
@@ -164,8 +177,8 @@ def test_the_softmax_survives_large_keys(device: str) -> None:
 
 def test_splitting_the_tokens_changes_rounding_only(device: str) -> None:
     inputs = tensors(40, 1, 35, torch.float32, device)
-    whole = group_mix_attention(inputs, 5, 7, tiling=tiling(64, 64, 8), fill=float("nan"))
-    parts = group_mix_attention(inputs, 5, 7, tiling=tiling(16, 16, 8), multiprocessors=64, fill=float("nan"))
+    whole = run_kernels(inputs, 5, 7, tiling=tiling(64, 64, 8))
+    parts = run_kernels(inputs, 5, 7, tiling=tiling(16, 16, 8), multiprocessors=64)
     assert plan(1, 5, 7, 8, tiling(16, 16, 8), 64).splits == 3
     assert distance(parts, whole.cpu().double().numpy()) < 1e-6
 
@@ -296,7 +309,7 @@ def logits_with_kernels(model: GroupMixFormer, images: Tensor, dtype: torch.dtyp
 
             def core(qkv: Tensor, size: tuple[int, int], attention: Attention = module) -> Tensor:
                 inputs = {name: value.to(dtype).to(device) for name, value in fused_inputs(attention, qkv).items()}
-                return group_mix_attention(inputs, *size, tiling=cut, multiprocessors=2, fill=float("nan")).to(qkv)
+                return run_kernels(inputs, *size, tiling=cut, multiprocessors=2).to(qkv)
 
             module.core = core  # type: ignore[method-assign]
     try:
@@ -312,7 +325,14 @@ def random_images(batch: int, height: int, width: int) -> Tensor:
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float16, 2e-3)], ids=["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("dtype", "limit"),
+    [
+        pytest.param(torch.float32, 1e-5, id="fp32"),
+        # a wrong kernel shows in FP32; what half precision does to it, the tests of single shapes see
+        pytest.param(torch.float16, 2e-3, id="fp16", marks=pytest.mark.slow),
+    ],
+)
 def test_the_whole_pico_network_gives_the_logits_of_plain_torch(dtype: torch.dtype, limit: float, device: str) -> None:
     model = random_model(ModelSpec.of("pico", num_classes=10), seed=0)
     images = random_images(1, 64, 32)

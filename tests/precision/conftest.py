@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -15,25 +17,28 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from int8_helpers import ASSETS, HARD, HARD_RECIPE, PREPROCESS, make_harder, portable_session
 
+import gmf_edge
 from gmf_edge.imageset import ImageSet
 from gmf_edge.precision.activations import observe
 from gmf_edge.precision.calibrate import ranges_from
 from gmf_edge.precision.calibration_images import draw
 from gmf_edge.precision.ranges import Provenance, Ranges
+from gmf_edge.prepare.graphs import FUSED, fused_stage, plain_stage
+from gmf_edge.prepare.source import load_source
 
 
 @pytest.fixture(scope="session")
-def fused_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """2-fused.onnx of the packaged pico."""
-    from gmf_edge.model.checkpoint import load_model
-    from gmf_edge.model.export import export_plain
-    from gmf_edge.rewrite.passes import rewrite_onnx
+def fused_path(pico_export: Path, made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """2-fused.onnx of the packaged pico, from the stages of its export."""
 
-    folder = tmp_path_factory.mktemp("pico")
-    model, _ = load_model(ASSETS / "pico.safetensors", image_size=PREPROCESS.image_size, kind="packaged")
-    export_plain(model, PREPROCESS.image_size, folder / "1-plain.onnx")
-    rewrite_onnx(folder / "1-plain.onnx", folder / "2-fused.onnx")
-    return folder / "2-fused.onnx"
+    def copy(folder: Path) -> None:
+        folder.mkdir()
+        with ExitStack() as stack:
+            source = load_source(gmf_edge.BuildSpec(), stack)
+            fused = fused_stage(plain_stage(source, lambda *_: None), lambda *_: None)
+        shutil.copyfile(fused.folder / FUSED, folder / FUSED)
+
+    return made_once("pico-fused", copy) / FUSED
 
 
 @pytest.fixture

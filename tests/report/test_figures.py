@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from gmf_edge.report.figures import figure, percent, points, size
+from gmf_edge.report.figures import figure, percent, signed_points, size
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,6 @@ def test_three_digits_are_shown(value: float | None, text: str) -> None:
 
 def test_units_are_written() -> None:
     assert percent(0.99724) == "99.72 %"
-    assert points(0.0) == "+0.00"
-    assert points(-0.126) == "\N{MINUS SIGN}0.13"
+    assert signed_points(0.0) == "+0.00"
+    assert signed_points(-0.126) == "\N{MINUS SIGN}0.13"
     assert (size(12), size(2048), size(5 * 2**20), size(3 * 2**30)) == ("12 bytes", "2.00 KiB", "5.00 MiB", "3.00 GiB")

@@ -137,7 +137,8 @@ QDQ = [
     ("QUANTIZE", "q", ["f4", "c0"], ["q0"], {"dtype": "INT8"}),
     ("DEQUANTIZE", "dq", ["q0", "c0"], ["d0"], {}),
     ("MATRIX_MULTIPLY", "gemm in int8", ["d0", "d0"], ["d1"], {}),
-    ("NORMALIZATION", "layer norm", ["d1"], ["d2"], {}),
+    # as 8.6's parser leaves it: without a name of its own and without metadata
+    ("NORMALIZATION", "(Unnamed Layer* 9) [Normalization]", ["d1"], ["d2"], {}),
     ("MATRIX_MULTIPLY", "head", ["d2", "c0"], ["logits"], {"metadata": "[ONNX Layer: /head]"}),
 ]
 
@@ -150,6 +151,14 @@ def test_an_int8_graph_leaves_all_but_softmax_and_named_islands_to_the_builder_i
     # not the transpose between them: there is no implementation of data movement for a pinned type
     assert pinned == {"over tokens", "context", "head"}
     assert {"FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"} <= machine.trt.configs[0]._flags
+
+
+def test_a_layer_normalization_that_8s_parser_left_without_a_name_is_pinned_all_the_same(make: MakeMachine) -> None:
+    machine = make("8.6.1", FakeModel(layers=QDQ, precision="int8"))
+    machine.build(precision=Precision.INT8, fp32_islands=("blocks.0.norm1/LayerNormalization",))
+    pinned = {layer.name for layer in machine.trt.networks[0]._layers if layer._output_types}
+    assert pinned == {"over tokens", "context", "(Unnamed Layer* 9) [Normalization]"}
+    assert not any("LayerNormalization" in note for note in machine.sidecar["notes"])
 
 
 def test_nothing_is_pinned_for_fp32(make: MakeMachine) -> None:

@@ -6,4 +6,5 @@ saturation   INT8 weights of 7 bits, for CPUs whose sums would saturate
 layers       what the compiled model says of itself: precision and time of every layer
 engine       inferences
 backend      gmf_edge.engines.protocol.Backend of these
+doctor       what OpenVINO sees on this machine
 """

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gmf_edge.artifact import cache_root, write_atomically, write_failure
+from gmf_edge.artifact import cache_root
 from gmf_edge.engines.protocol import EngineFacts, EngineRequest, LayerRecord, Progress, silent
 from gmf_edge.engines.tensorrt.build import build_engine
 from gmf_edge.engines.tensorrt.config import BuildJob
@@ -28,6 +28,7 @@ from gmf_edge.engines.tensorrt.run import TensorRTEngine
 from gmf_edge.engines.tensorrt.sidecar import Sidecar, graph_sha256
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import EngineError, EnvironmentProblem, GmfEdgeError, PrecisionError, StaleArtifact
+from gmf_edge.scratch import write_atomically, write_failure
 from gmf_edge.spec import Precision
 
 ENGINE_FILE = "engine.plan"

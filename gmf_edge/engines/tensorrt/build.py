@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gmf_edge.artifact import write_atomically, write_failure
 from gmf_edge.engines.protocol import Progress
 from gmf_edge.engines.tensorrt.config import Attempt, BuildJob, builder_config
 from gmf_edge.engines.tensorrt.islands import pin_fp32_islands
@@ -33,6 +32,7 @@ from gmf_edge.engines.tensorrt.plugins import PLUGIN_OP, load_plugin_library
 from gmf_edge.engines.tensorrt.progress import BuildProgress
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import EngineError, EnvironmentProblem, GmfEdgeError
+from gmf_edge.scratch import write_atomically, write_failure
 from gmf_edge.spec import Precision
 
 if TYPE_CHECKING:

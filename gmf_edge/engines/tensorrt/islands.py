@@ -11,6 +11,9 @@ from gmf_edge.spec import Precision
 if TYPE_CHECKING:
     import tensorrt as trt
 
+# how the parser's entry in a layer's metadata begins
+ONNX_NODE = "[ONNX Layer:"
+
 
 def pin_fp32_islands(
     network: trt.INetworkDefinition, version: TensorRTVersion, precision: Precision, names: Sequence[str]
@@ -72,8 +75,16 @@ def _is_float(tensor: trt.ITensor) -> bool:
 
 
 def _is_node(layer: trt.ILayer, node: str) -> bool:
-    """The parser names layers after their ONNX node, sometimes with a suffix, and always writes the node into the metadata."""
-    return layer.name == node or f"[ONNX Layer: {node}]" in layer.metadata
+    """The parser names layers after their ONNX node, sometimes with a suffix, and writes the node into the metadata.
+
+    8.6's does neither for LayerNormalization (onnx-tensorrt 8.6, builtin_op_importers.cpp): where one is named, all of them are meant,
+    which costs time and no accuracy.
+    """
+    import tensorrt as trt
+
+    if layer.type == trt.LayerType.NORMALIZATION and ONNX_NODE not in layer.metadata:
+        return "/LayerNormalization" in node
+    return layer.name == node or f"{ONNX_NODE} {node}]" in layer.metadata
 
 
 def _computed_type(layer: trt.ILayer, types: dict[str, str]) -> str:

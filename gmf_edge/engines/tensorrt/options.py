@@ -26,6 +26,25 @@ TACTIC_SOURCES = EXTERNAL_TACTIC_SOURCES + OWN_TACTIC_SOURCES
 PRECISION_PROOFS = ("refuse", "warn")
 TILING = ("none", "fast", "moderate", "full")
 
+# trtexec's spelling -> option here: of whole numbers, of switches, and of levels
+TRTEXEC_INTEGERS = {
+    "--builderOptimizationLevel": "optimization_level",
+    "--useDLACore": "dla_core",
+    "--maxAuxStreams": "max_aux_streams",
+    "--infStreams": "streams",
+}
+TRTEXEC_SWITCHES = {
+    "--versionCompatible": "version_compatible",
+    "--vc": "version_compatible",
+    "--stripWeights": "strip",
+    "--refit": "refit",
+    "--useCudaGraph": "cuda_graphs",
+}
+TRTEXEC_COMPATIBILITY = {"none": "none", "ampere+": "ampere+", "sameComputeCapability": "same"}
+TRTEXEC_BENCH = {"--warmUp": "warmup_ms", "--duration": "duration_s", "--iterations": "iterations"}
+# what is done here in any case, or decided by the command
+TRTEXEC_NEEDLESS = ("--noTF32", "--stronglyTyped", "--allowGPUFallback", "--skipInference", "--buildOnly")
+
 # Share of the compute time (of the layers, where nothing was timed) that may stay in FP32 when FP16 or INT8 was asked for.
 # GMA keeps softmax over tokens and its product in FP32 on purpose; a request that was ignored leaves nearly everything there.
 MAX_FP32_SHARE = 0.5
@@ -224,29 +243,16 @@ def options_from_trtexec(arguments: Iterable[str]) -> TrtexecRequest:
             options["workspace_mib"] = _workspace_mib(argument, value)
         elif name == "--timingCacheFile":
             options["timing_cache"] = value
-        elif name == "--builderOptimizationLevel":
-            options["optimization_level"] = _integer(argument, value)
+        elif name in TRTEXEC_INTEGERS:
+            options[TRTEXEC_INTEGERS[name]] = _integer(argument, value)
+        elif name in TRTEXEC_SWITCHES:
+            options[TRTEXEC_SWITCHES[name]] = True
         elif name == "--hardwareCompatibilityLevel":
-            levels = {"none": "none", "ampere+": "ampere+", "sameComputeCapability": "same"}
-            options["hardware_compatibility"] = _one_of(argument, value, levels)
-        elif name in ("--versionCompatible", "--vc"):
-            options["version_compatible"] = True
-        elif name == "--stripWeights":
-            options["strip"] = True
-        elif name == "--refit":
-            options["refit"] = True
-        elif name == "--useDLACore":
-            options["dla_core"] = _integer(argument, value)
+            options["hardware_compatibility"] = _one_of(argument, value, TRTEXEC_COMPATIBILITY)
         elif name == "--tacticSources":
             options["tactic_sources"] = _tactic_sources(argument, value)
         elif name == "--tilingOptimizationLevel":
             options["tiling"] = _one_of(argument, value, {str(i): level for i, level in enumerate(TILING)})
-        elif name == "--maxAuxStreams":
-            options["max_aux_streams"] = _integer(argument, value)
-        elif name == "--infStreams":
-            options["streams"] = _integer(argument, value)
-        elif name == "--useCudaGraph":
-            options["cuda_graphs"] = True
         elif name in ("--plugins", "--staticPlugins"):
             options["plugin_library"] = value
         elif name in ("--fp16", "--bf16", "--int8", "--best"):
@@ -255,14 +261,10 @@ def options_from_trtexec(arguments: Iterable[str]) -> TrtexecRequest:
                 raise SpecError("--fp16 and --bf16 were both given", "the graph has one of the two: give one")
             # trtexec's --fp16 --int8 together means "INT8, and FP16 for the rest", which is what INT8 is here
             precision = Precision.INT8 if Precision.INT8 in (precision, wanted) else wanted
-        elif name in ("--noTF32", "--stronglyTyped", "--allowGPUFallback", "--skipInference", "--buildOnly"):
-            continue  # what is done here in any case, or decided by the command
-        elif name == "--warmUp":
-            bench["warmup_ms"] = _integer(argument, value)
-        elif name == "--duration":
-            bench["duration_s"] = _integer(argument, value)
-        elif name == "--iterations":
-            bench["iterations"] = _integer(argument, value)
+        elif name in TRTEXEC_NEEDLESS:
+            continue
+        elif name in TRTEXEC_BENCH:
+            bench[TRTEXEC_BENCH[name]] = _integer(argument, value)
         elif name == "--percentile":
             bench["percentiles"] = tuple(_integer(argument, part) for part in value.split(","))
         else:

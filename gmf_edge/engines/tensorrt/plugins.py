@@ -35,16 +35,25 @@ def registered_plugins(version: TensorRTVersion) -> tuple[str, ...]:
     return creators_in(trt.get_plugin_registry(), version)
 
 
+def require_library_file(path: Path | str) -> None:
+    """Refuse a plugin library that is not there.
+
+    Raises:
+        EngineError: no such file.
+    """
+    if not Path(path).is_file():
+        raise EngineError(
+            f"plugin library {path} is missing", "build it (plugins/README.md) or leave it out: the portable graph needs none"
+        )
+
+
 def check_plugin_library(path: str, version: TensorRTVersion) -> None:
     """Whether a library can be loaded and exports plugin creators for this TensorRT; works without a GPU.
 
     Raises:
         EngineError: it is missing, cannot be loaded, or was built for another version.
     """
-    if not Path(path).is_file():
-        raise EngineError(
-            f"plugin library {path} is missing", "build it (plugins/README.md) or leave it out: the portable graph needs none"
-        )
+    require_library_file(path)
     try:
         library = ctypes.CDLL(str(Path(path).resolve()))
     except OSError as error:

@@ -18,10 +18,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from gmf_edge.artifact import sha256_of, write_atomically
+from gmf_edge.artifact import sha256_of
 from gmf_edge.engines.tensorrt.cuda import Device
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion
 from gmf_edge.errors import EngineError, StaleArtifact
+from gmf_edge.scratch import write_atomically
 
 SCHEMA = 1
 REBUILD = "run 'gmf-edge deploy' here; engines do not travel between GPU architectures and TensorRT versions"

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from gmf_edge.artifact import write_atomically
 from gmf_edge.engines.tensorrt.cuda import Device, available_memory_mib, cuda_version_text, driver_version
 from gmf_edge.engines.tensorrt.sidecar import Sidecar, graph_sha256
 from gmf_edge.engines.tensorrt.versions import TensorRTVersion, version_of_number
 from gmf_edge.errors import EngineError, EnvironmentProblem, StaleArtifact
+from gmf_edge.scratch import write_atomically
 
 ORIN = Device("Orin", "8.7", 16, 7620, True, "12.6", "12.6", "540.4.0", "MAXN")
 A100 = Device("NVIDIA A100-SXM4-80GB", "8.0", 108, 81050, False, "12.6", "12.6", "550.54.15", "")
