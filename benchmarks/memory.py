@@ -4,7 +4,8 @@ python benchmarks/memory.py --variants small --output docs/memory.md
 python benchmarks/memory.py --variants small large --calibration-images 32 64 128     # is calibration flat in the number of images?
 
 Peak is the largest resident size of the child (getrusage of RUSAGE_CHILDREN, ru_maxrss), shared libraries included. Weights are
-random: memory does not depend on their values. Pictures are made here, at the sizes of photographs.
+random: memory does not depend on their values. Pictures are made here, at the sizes of photographs. The page is written after each row, and
+says so where the run was cut off.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -65,16 +66,12 @@ def write_pictures(folder: Path, count: int) -> None:
         Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC).save(folder / f"{index}.jpg")
 
 
-def verb_rows(variant: str, folder: Path, images: Sequence[int]) -> list[tuple[str, float]]:
-    """(command, MiB) of every verb on one variant, in the order in which a user runs them."""
+def verb_rows(variant: str, folder: Path, images: Sequence[int]) -> Iterator[tuple[str, float]]:
+    """(command, MiB) of every verb on one variant, in the order in which a user runs them, calibration last."""
     model = ("--variant", variant, *(("--num-classes", 1000) if variant == "pico" else ()))
     bundle, pictures = folder / "bundle", folder / "pictures"
     write_pictures(pictures, max(images))
-    rows = [(f"export --variant {variant} --fp16", peak_mib(gmf("export", *model, "--fp16", "--output", bundle, "-q")))]
-    for count in images:
-        data = ("--calibration-data", pictures, "--calibration-images", count)
-        command = gmf("calibrate", *model, *data, "--output", folder / "ranges.json", "-q")
-        rows.append((f"calibrate --variant {variant}, {count} images", peak_mib(command)))
+    yield f"export --variant {variant} --fp16", peak_mib(gmf("export", *model, "--fp16", "--output", bundle, "-q"))
     for verb, arguments in {
         "deploy": (bundle, "--backend", "onnxruntime"),
         "verify": (bundle,),
@@ -83,10 +80,13 @@ def verb_rows(variant: str, folder: Path, images: Sequence[int]) -> list[tuple[s
         "inspect": (bundle,),
     }.items():
         quiet = () if verb == "inspect" else ("-q",)
-        rows.append((f"{verb} ({variant}, FP16)", peak_mib(gmf(verb, *arguments, *quiet))))
+        yield f"{verb} ({variant}, FP16)", peak_mib(gmf(verb, *arguments, *quiet))
     command = gmf("build", *model, "--fp16", "--backend", "onnxruntime", "--output", folder / "built", "-q")
-    rows.append((f"build --variant {variant} --fp16", peak_mib(command)))
-    return rows
+    yield f"build --variant {variant} --fp16", peak_mib(command)
+    for count in images:
+        data = ("--calibration-data", pictures, "--calibration-images", count)
+        command = gmf("calibrate", *model, *data, "--output", folder / "ranges.json", "-q")
+        yield f"calibrate --variant {variant}, {count} images", peak_mib(command)
 
 
 def picture_rows(folder: Path) -> list[tuple[str, float]]:
@@ -115,25 +115,27 @@ def picture_rows(folder: Path) -> list[tuple[str, float]]:
     return rows
 
 
-def page(verbs: list[tuple[str, float]], pictures: list[tuple[str, float]], seconds: float, arguments: str) -> str:
-    """docs/memory.md."""
+def page(verbs: list[tuple[str, float]], pictures: list[tuple[str, float]], seconds: float, arguments: str, whole: bool) -> str:
+    """docs/memory.md; `whole` where every row was measured."""
 
     def table(head: str, rows: list[tuple[str, float]]) -> str:
         return "\n".join([f"| {head} | peak, MiB |", "|---|---|", *(f"| {name} | {mib:.0f} |" for name, mib in rows)])
 
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "onnxruntime", "numpy", "pillow"))
     worst = max(mib for _, mib in pictures)
+    end = "" if whole else "; cut off there: the rows after the last one are still to be measured"
+    counted = [name for name, _ in verbs if name.startswith("calibrate")]
+    calibration = "\nCalibration streams its pictures: its rows show what depends on their number.\n" if len(counted) > 1 else ""
     cores = len(os.sched_getaffinity(0))
     return f"""# Memory
 
-Written by `benchmarks/memory.py {arguments}` ({seconds / 60:.0f} minutes).
+Written by `benchmarks/memory.py {arguments}` ({seconds / 60:.0f} minutes{end}).
 {platform.machine()}, {cores} cores, Python {platform.python_version()}, {versions}.
 Peak is the largest resident size of the command's process, shared libraries included; random weights, batches up to 8, 224 x 224 pixels.
+What comes after `export` finds PyTorch's export of the variant in the cache.
 
 {table("command", verbs)}
-
-Calibration streams its pictures: the rows with different numbers of them show what depends on the number.
-
+{calibration}
 ## Pictures
 
 A picture of more than {MAX_PIXELS / 1e6:.0f} million pixels is refused by name before it is decoded, and so is a file of more than
@@ -153,6 +155,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="Markdown file; the screen without it")
     given = parser.parse_args()
     started = time.monotonic()
+    words = " ".join(["--variants", *given.variants, "--calibration-images", *map(str, given.calibration_images)])
     verbs: list[tuple[str, float]] = []
     with tempfile.TemporaryDirectory(prefix="gmf-edge-memory-") as name:
         os.environ["GMF_EDGE_CACHE"] = str(Path(name) / "cache")
@@ -163,8 +166,9 @@ def main() -> None:
             for row in verb_rows(variant, folder, given.calibration_images):
                 print(f"{row[0]}: {row[1]:.0f} MiB", file=sys.stderr, flush=True)
                 verbs.append(row)
-    words = " ".join(["--variants", *given.variants, "--calibration-images", *map(str, given.calibration_images)])
-    text = page(verbs, pictures, time.monotonic() - started, words)
+                if given.output:
+                    given.output.write_text(page(verbs, pictures, time.monotonic() - started, words, whole=False))
+    text = page(verbs, pictures, time.monotonic() - started, words, whole=True)
     if given.output:
         given.output.write_text(text)
     else:
