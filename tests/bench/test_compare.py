@@ -294,7 +294,7 @@ def answers(ratio: float, noise: float, margin: float, on_gpu: bool, trials: int
 
 
 @pytest.mark.parametrize("on_gpu", [True, False], ids=["gpu", "cpu"])
-@pytest.mark.parametrize("noise", [0.02, 0.05, 0.08])
+@pytest.mark.parametrize("noise", [0.02, pytest.param(0.05, marks=pytest.mark.slow), 0.08])
 @pytest.mark.parametrize("margin", [1.02, 1.05])
 def test_wrong_answers_are_rare(margin: float, noise: float, on_gpu: bool) -> None:
     """False accepts at 0.03 below the margin and false rejects at 0.05 above it: at most one in sixty, each."""

@@ -24,7 +24,7 @@ from gmf_edge.spec import ModelSpec
 
 ARCH, S = "sm_90", 8
 # the older and the newer way of writing machine code; sm_90's is the older one
-ARCHS = (ARCH, "sm_100")
+NEWEST = "sm_100"
 # instructions a multiply-add of the depthwise loops on average, and of windows of 3, which share less, by tiling; more is a regression
 MOST_INSTRUCTIONS_PER_FMA, MOST_OF_WINDOW_3 = 2.0, {"small": 2.3, "large": 2.0}
 # a model of one width, so that one compilation serves
@@ -33,7 +33,12 @@ SPEC = dataclasses.replace(ModelSpec.of("pico"), embed_dims=(5 * S,) * 4)
 
 @pytest.fixture(scope="session")
 def cost_table(made_once: Callable[[str, Callable[[Path], object]], Path]) -> KernelTable:
-    return read_table(made_once("kernels-s8", lambda folder: compile_widths((S,), ARCHS, folder)))
+    return read_table(made_once("kernels-s8", lambda folder: compile_widths((S,), (ARCH,), folder)))
+
+
+@pytest.fixture(scope="session")
+def newest_table(made_once: Callable[[str, Callable[[Path], object]], Path]) -> KernelTable:
+    return read_table(made_once("kernels-s8-newest", lambda folder: compile_widths((S,), (NEWEST,), folder)))
 
 
 @pytest.fixture(scope="session")
@@ -61,11 +66,20 @@ def test_the_longest_program_executes_the_multiply_adds_of_its_windows(cost_tabl
 
 
 def test_the_figures_that_matter(costs: dict[str, Any]) -> None:
+    assert_figures(costs, ARCH, most_spilled=0)
+
+
+@pytest.mark.slow
+def test_the_figures_that_matter_on_the_newest_gpus(newest_table: KernelTable) -> None:
+    # ptxas may spill a register round a loop there where that gives another block
+    assert_figures(cost_of(newest_table, [SPEC], batches=(1, 64)), NEWEST, most_spilled=16)
+
+
+def assert_figures(costs: dict[str, Any], arch: str, most_spilled: int) -> None:
     uses = [(row["arch"], row["kernel"], row["tiling"]) for row in costs["kernels"]]
-    assert uses == list(itertools.product(ARCHS, ("aggregate", "attend"), TILINGS))
+    assert uses == list(itertools.product((arch,), ("aggregate", "attend"), TILINGS))
     for row in costs["kernels"]:
-        # for sm_100 ptxas may spill a register round a loop where that gives another block
-        assert row["spill_bytes"] <= (0 if row["arch"] == ARCH else 16)
+        assert row["spill_bytes"] <= most_spilled
         assert row["blocks_per_multiprocessor"] >= 2
         assert 1.0 < row["instructions_per_fma"] <= MOST_INSTRUCTIONS_PER_FMA
         assert row["worst_instructions_per_fma"] <= MOST_OF_WINDOW_3[row["tiling"]]
@@ -75,11 +89,12 @@ def test_the_figures_that_matter(costs: dict[str, Any]) -> None:
         assert row["loops"] == sorted(row["loops"], key=lambda loop: -loop["runs"] * loop["instructions"])
 
 
-def test_tensor_memory_is_left_alone(cost_table: KernelTable) -> None:
-    images = [image for image in cost_table.images if image.arch == "sm_100" and image.tiling]
+@pytest.mark.slow
+def test_tensor_memory_is_left_alone(newest_table: KernelTable) -> None:
+    images = [image for image in newest_table.images if image.tiling]
     assert len(images) == 4
     for image in images:
-        ptx = (cost_table.folder / image.ptx).read_text()
+        ptx = (newest_table.folder / image.ptx).read_text()
         assert "mma.sync" in ptx
         assert "tcgen05" not in ptx
 
