@@ -75,7 +75,7 @@ def cost_of(
         KernelError: an image is missing, or code that cannot be followed.
     """
     kernels = {
-        image.sha256: CompiledKernel(image, table.read_cubin(image))
+        image.cubin: CompiledKernel(image, table.read_cubin(image))
         for image in table.images
         if image.kernel in LAUNCHES and image.dtype == dtype
     }
@@ -178,7 +178,7 @@ def _stage_rows(
             return table.image_of(kernel, device.arch, segment_dim, dtype, tiling)
 
         block = block_of(image_of, segment_dim, height, width, batch, device.multiprocessors, dtype)
-        launches = [_launch_row(kernels[launch.image.sha256], launch, device) for launch in block.launches]
+        launches = [_launch_row(kernels[launch.image.cubin], launch, device) for launch in block.launches]
         instructions = sum(launch["thread_instructions"] for launch in launches)
         rows.append(
             {

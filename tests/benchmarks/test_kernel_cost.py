@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from gmf_edge.kernels.layout import TILINGS
+from gmf_edge.spec import ModelSpec
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import kernel_cost
@@ -21,6 +26,39 @@ def test_the_tables_in_the_readme_are_those_of_the_results(tmp_path: Path) -> No
     assert readme.read_text() == (ROOT / "plugins" / "README.md").read_text(), (
         "run benchmarks/kernel_cost.py tables --write plugins/README.md"
     )
+
+
+def test_the_kernels_cost_what_the_text_says_of_them() -> None:
+    before, after = (json.loads((kernel_cost.RESULTS / f"kernel-cost-{when}.json").read_text()) for when in ("before", "after"))
+    variants = {row["variant"] for row in after["launches"]}
+    assert {"small", "base"} <= variants
+    widths = {width for name in variants for width in ModelSpec.of(name).segment_dims}
+    uses = [(row["segment_dim"], row["kernel"], row["tiling"]) for row in after["kernels"] if row["arch"] == "sm_90"]
+    assert sorted(uses) == sorted(itertools.product(widths, ("aggregate", "attend"), TILINGS))
+    for row in after["kernels"]:
+        assert row["spill_bytes"] == 0, row
+        assert row["blocks_per_multiprocessor"] >= 1, row
+        assert row["instructions_per_fma"] <= 2.0, row
+        assert row["assumed_branches"] == 0, row
+
+    def rows_of(costs: dict[str, Any], variant: str, batch: int) -> list[dict[str, Any]]:
+        return [row for row in costs["launches"] if (row["variant"], row["device"], row["batch"]) == (variant, "H200", batch)]
+
+    for old, new in zip(rows_of(before, "small", 1), rows_of(after, "small", 1), strict=True):
+        assert max(new[chain] / old[chain] for chain in ("chain_l1", "chain_l2")) <= 0.5
+        busy = min(launch["busy_multiprocessors"] for launch in new["launches"])
+        # 49 tokens are four tiles
+        assert busy >= (64 if new["height"] > 7 else 26)
+    [old], [new] = (
+        [row for row in costs["totals"] if row["variant"] == "base" and row["device"] == "H200" and row["batch"] == 64]
+        for costs in (before, after)
+    )
+    assert new["thread_instructions"] / old["thread_instructions"] <= 0.515
+    first, *_ = (
+        new["instructions_per_token"] / old["instructions_per_token"]
+        for old, new in zip(rows_of(before, "base", 64), rows_of(after, "base", 64), strict=True)
+    )
+    assert first <= 0.5
 
 
 def test_counted_predicted_and_measured_come_in_that_order_and_measured_only_from_results(tmp_path: Path) -> None:

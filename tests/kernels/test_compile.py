@@ -21,6 +21,7 @@ from gmf_edge.kernels.compile import (
     compile_widths,
     read_table,
 )
+from gmf_edge.kernels.cost_devices import blocks_per_multiprocessor
 from gmf_edge.kernels.layout import TILINGS
 from gmf_edge.spec import VARIANTS, ModelSpec
 
@@ -122,3 +123,6 @@ def test_no_kernel_of_any_variant_spills(arch: str, tmp_path: Path) -> None:
     table = compile_widths(widths, (arch,), tmp_path)
     assert len(table.images) == 5 * len(widths)
     assert [image for image in table.images if image.spill_bytes] == []
+    # a block fits into a multiprocessor at all: 8.6 and 8.9 have 100 KB of shared memory
+    for image in table.images:
+        assert blocks_per_multiprocessor(arch, image.registers, image.shared_bytes, image.warps) >= 1, image

@@ -64,8 +64,8 @@ def test_the_figures_that_matter(costs: dict[str, Any]) -> None:
     uses = [(row["arch"], row["kernel"], row["tiling"]) for row in costs["kernels"]]
     assert uses == list(itertools.product(ARCHS, ("aggregate", "attend"), TILINGS))
     for row in costs["kernels"]:
-        # CUDA 13's ptxas spills a register round a loop where it saves a block
-        assert row["spill_bytes"] <= (0 if row["arch"] == ARCH else 8)
+        # for sm_100 ptxas may spill a register round a loop where that gives another block
+        assert row["spill_bytes"] <= (0 if row["arch"] == ARCH else 16)
         assert row["blocks_per_multiprocessor"] >= 2
         assert 1.0 < row["instructions_per_fma"] <= MOST_INSTRUCTIONS_PER_FMA
         assert row["worst_instructions_per_fma"] <= MOST_OF_WINDOW_3[row["tiling"]]
@@ -73,6 +73,15 @@ def test_the_figures_that_matter(costs: dict[str, Any]) -> None:
         assert row["tensor_instructions"] > 0
         assert row["assumed_branches"] == 0
         assert row["loops"] == sorted(row["loops"], key=lambda loop: -loop["runs"] * loop["instructions"])
+
+
+def test_tensor_memory_is_left_alone(cost_table: KernelTable) -> None:
+    images = [image for image in cost_table.images if image.arch == "sm_100" and image.tiling]
+    assert len(images) == 4
+    for image in images:
+        ptx = (cost_table.folder / image.ptx).read_text()
+        assert "mma.sync" in ptx
+        assert "tcgen05" not in ptx
 
 
 def test_launches_are_counted_for_the_devices_of_the_architecture(costs: dict[str, Any]) -> None:
