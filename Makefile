@@ -43,6 +43,9 @@ plugin:
 	cmake --build build/plugins --parallel 2
 
 $(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "error: $$($(PYTHON) --version) is too old for the packages that constraints.txt pins" >&2; \
+	    echo "what to do: name another one, 3.11 to 3.13: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[workstation,openvino,kernels,dev]'
 	touch $@

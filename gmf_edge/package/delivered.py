@@ -13,7 +13,7 @@ from typing import Any
 from gmf_edge.bundle import WEIGHTS, Bundle
 from gmf_edge.engines.tensorrt.sidecar import Sidecar
 from gmf_edge.errors import AccuracyError, PackageError, SpecError
-from gmf_edge.spec import OPSET_NEW, Task
+from gmf_edge.spec import Task
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -110,7 +110,9 @@ def delivered_engine(bundle: Bundle) -> Delivered:
         file = bundle.path(bundle.manifest.engine_files[0])
         sidecar = Sidecar.read(file)
     else:
-        file = bundle.graphs.path(str(engine["form"]), OPSET_NEW)
+        form = str(engine["form"])
+        # BF16 has an opset of its own; the old one is TensorRT 8.6's
+        file = bundle.graphs.path(form, max(opset for name, opset in bundle.graphs.files if name == form))
     return Delivered(
         backend,
         str(engine["version"]),

@@ -25,7 +25,7 @@ from gmf_edge.bundle import MEASUREMENTS, PAGE, REPORT, REPRODUCE, Bundle, Manif
 from gmf_edge.engines.protocol import Progress
 from gmf_edge.errors import EnvironmentProblem, PackageError
 from gmf_edge.package.delivered import PackageRequest, copy_template, template
-from gmf_edge.spec import OPSET_NEW
+from gmf_edge.spec import OPSET_OLD
 
 BUNDLE, WHEELS, PLUGINS, INSTALL = "bundle", "wheels", "plugins", "install.sh"
 # ELF header: bytes 18 and 19 are e_machine, little-endian; EM_AARCH64 (System V ABI)
@@ -80,7 +80,7 @@ def write_jetson(bundle: Bundle, request: PackageRequest, out: Path, progress: P
 def _copy_bundle(bundle: Bundle, folder: Path) -> None:
     """JetPack 6 and 7 have TensorRT 10 or newer; engines and reports of other machines say nothing of this one."""
     manifest = bundle.manifest
-    graphs = {key: name for key, name in manifest.graphs.items() if int(key.split("/")[1]) == OPSET_NEW}
+    graphs = {key: name for key, name in manifest.graphs.items() if int(key.split("/")[1]) != OPSET_OLD}
     left_out = {
         REPORT,
         MEASUREMENTS,

@@ -13,6 +13,7 @@ import pytest
 from gmf_edge.artifact import sha256_of
 from gmf_edge.bundle import REPORT, Manifest, open_bundle, seal
 from gmf_edge.engines.tensorrt.sidecar import Sidecar
+from gmf_edge.spec import OPSET_BF16
 
 ENGINE = b"not TensorRT's bytes: packaging copies an engine and never opens it"
 
@@ -53,6 +54,19 @@ def tensorrt_bundle(pico_fp16: Path, tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def bf16_bundle(pico_fp16: Path, tmp_path: Path) -> Path:
+    """A deployed bundle whose manifest names its graphs as BF16's are named; what is in them is FP16."""
+    folder = tmp_path / "bf16"
+    shutil.copytree(pico_fp16, folder)
+    manifest = open_bundle(folder).manifest.to_json()
+    for name in ("portable-opset17.onnx", "plugin-opset17.onnx"):
+        (folder / name).unlink()
+    graphs = {f"{form}/{OPSET_BF16}": f"{form}.onnx" for form in ("portable", "plugin")}
+    seal(folder, Manifest.from_json({**manifest, "precision": "bf16", "graphs": graphs}))
+    return folder
 
 
 def changed_report(folder: Path, **changes: Any) -> None:

@@ -16,6 +16,7 @@ from gmf_edge import __version__
 from gmf_edge.bundle import open_bundle
 from gmf_edge.errors import PackageError
 from gmf_edge.package import PackageRequest, package_bundle
+from gmf_edge.package.delivered import delivered_engine
 
 pytest.importorskip("hatchling")
 needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
@@ -47,6 +48,18 @@ def test_an_engine_of_another_machine_stays_there(tensorrt_bundle: Callable[...,
     assert not list((tmp_path / "out").rglob("engine.*"))
     assert open_bundle(tmp_path / "out" / "bundle").manifest.engine_files == ()
     assert next((tmp_path / "out" / "wheels").iterdir()).read_bytes() == wheel.read_bytes()
+
+
+def test_bf16s_graphs_travel(bf16_bundle: Path, jetson: Path, tmp_path: Path) -> None:
+    wheel = next((jetson / "wheels").iterdir())
+    package_bundle(bf16_bundle, "jetson", tmp_path / "out", PackageRequest(wheel=wheel))
+    inside = open_bundle(tmp_path / "out" / "bundle")
+    assert set(inside.manifest.graphs) == {"portable/22", "plugin/22"}
+    assert {"portable.onnx", "plugin.onnx"} <= set(inside.manifest.files)
+
+
+def test_a_bf16_engine_is_handed_on_with_its_graph(bf16_bundle: Path) -> None:
+    assert delivered_engine(open_bundle(bf16_bundle)).file == bf16_bundle / "portable.onnx"
 
 
 def test_another_wheel_and_another_processors_library_are_refused(pico_fp16: Path, jetson: Path, tmp_path: Path) -> None:
