@@ -76,6 +76,7 @@ def test_baselines_stand_beside_the_engine_with_their_parity(pico_fp32: Path) ->
     assert "cuda" in told["not_run"]["stock-trt"].lower()
 
 
+@pytest.mark.slow
 def test_a_compiled_model_says_the_same(pico_fp32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.compile's own C++ takes half a minute; its front end alone shows that the model goes through it."""
     torch = pytest.importorskip("torch")

@@ -97,10 +97,10 @@ def test_a_slower_one_is_not_and_the_engine_without_it_is_built_once(machine: Ma
     [
         ("wrong", ("the plugin engine is wrong at batch 1",)),
         ("refused", ("it failed: no layer runs in FP16; look at the layers",)),
-        ("surprising", ("ended with status 1", "building the plugin engine")),
+        pytest.param("surprising", ("ended with status 1", "building the plugin engine"), marks=pytest.mark.slow),
         ("segfault", ("ended by SIGSEGV", "building the plugin engine")),
-        ("abort", ("ended by SIGABRT", "building the plugin engine")),
-        ("illegal", ("ended by SIGSEGV",)),
+        pytest.param("abort", ("ended by SIGABRT", "building the plugin engine"), marks=pytest.mark.slow),
+        pytest.param("illegal", ("ended by SIGSEGV",), marks=pytest.mark.slow),
     ],
 )
 def test_whatever_it_does_the_engine_without_it_is_delivered(machine: Machine, behaviour: str, words: tuple[str, ...]) -> None:

@@ -111,7 +111,8 @@ def test_facts_come_from_a_profile_of_what_really_ran(engine: OnnxRuntimeEngine)
     facts = engine.facts
     assert (facts.backend, facts.form) == ("onnxruntime", "portable")
     assert facts.version
-    assert facts.device.endswith(f", {facts.execution['threads']} threads")
+    threads = facts.execution["threads"]
+    assert facts.device.endswith(f", {threads} thread{'' if threads == 1 else 's'}")
     # pico has 5 blocks with 3 dense aggregators, 4 Linears each, and the convolutions of the stem and the embeddings
     weighted = [layer for layer in facts.layers if layer.kind in WEIGHTED_KINDS]
     assert len(weighted) > 40

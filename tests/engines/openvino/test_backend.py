@@ -131,7 +131,8 @@ def test_facts_come_from_a_profile_of_what_really_ran(engine: OpenVinoEngine) ->
     facts = engine.facts
     assert (facts.backend, facts.form) == ("openvino", "portable")
     assert facts.version.startswith("20")
-    assert facts.device.endswith(f", {facts.execution['threads']} threads")
+    threads = facts.execution["threads"]
+    assert facts.device.endswith(f", {threads} thread{'' if threads == 1 else 's'}")
     weighted = [layer for layer in facts.layers if layer.kind in WEIGHTED_KINDS]
     # pico has 5 blocks with 4 Linears and 10 products or convolutions each, and the stem and the embeddings
     assert len(weighted) > 60
