@@ -119,9 +119,9 @@ def time_in_turn(
     spent_s = dict.fromkeys(names, 0.0)
     number = 0
     while number < plan.rounds or min(spent_s.values()) < plan.seconds:
-        done = (
-            max(number / plan.rounds, 0.0) if plan.seconds == 0 else min(number / plan.rounds, min(spent_s.values()) / plan.seconds)
-        )
+        done = number / plan.rounds
+        if plan.seconds > 0:
+            done = min(done, min(spent_s.values()) / plan.seconds)
         progress(min(done, 1.0), f"{', '.join(names)} in turn at batch {len(images)}")
         first = number % len(names)
         for name in names[first:] + names[:first]:

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gmf_edge.artifact import run_stage, sha256_of
+from gmf_edge.artifact import sha256_of
 from gmf_edge.engines.protocol import Progress, silent
 from gmf_edge.errors import CheckpointError, EnvironmentProblem, SpecError
+from gmf_edge.model.plain_stage import PLAIN, plain_stage
 from gmf_edge.spec import ModelSpec
 from gmf_edge.weights import ASSETS, WeightsOrigin
 
 if TYPE_CHECKING:
     from gmf_edge.model.groupmixformer import GroupMixFormer
-
-PLAIN = "1-plain.onnx"
 
 
 class PlainModel:
@@ -82,17 +80,7 @@ class PlainModel:
             CheckpointError, ExportError: see gmf_edge.errors.
         """
         _require("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
-
-        def make(folder: Path) -> Mapping[str, Any]:
-            from gmf_edge.model.export import export_plain
-
-            self._progress(None, f"exporting {PLAIN}")
-            export_plain(self.model, self.spec.image_size, folder / PLAIN)
-            return {}
-
-        # the key under which a build keeps it
-        stage = run_stage("plain", {"model": self.spec.to_json(), "weights": self.weights.to_json()}, make)
-        return stage.folder / PLAIN
+        return plain_stage(self.spec, self.weights, lambda: self.model, self._progress).folder / PLAIN
 
 
 def _require(*packages: str) -> None:

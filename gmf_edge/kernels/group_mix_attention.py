@@ -34,21 +34,23 @@ import triton.language as tl
 from gmf_edge.kernels import layout
 from gmf_edge.kernels.depthwise import depthwise, hard_swish, multiply, places, separable
 from gmf_edge.kernels.pack_weights import pack_weights
+from gmf_edge.kernels.vector_rows import (
+    AGGREGATE_1,
+    AGGREGATE_2,
+    AGGREGATE_3,
+    BIAS,
+    CRPE_0,
+    CRPE_1,
+    CRPE_2,
+    CRPE_3,
+    CRPE_BIAS,
+    LOCAL,
+    NORM,
+)
 
 __all__ = ["aggregate", "attend", "pack_weights"]
 
 # what the compiler may read of the module: constants wrapped as such
-AGGREGATE_1 = tl.constexpr(layout.DEPTHWISE_ROW[0])
-AGGREGATE_2 = tl.constexpr(layout.DEPTHWISE_ROW[1])
-AGGREGATE_3 = tl.constexpr(layout.DEPTHWISE_ROW[2])
-BIAS = tl.constexpr(layout.BIAS_ROW)
-LOCAL = tl.constexpr(layout.LOCAL_ROW)
-NORM = tl.constexpr(layout.NORM_ROW)
-CRPE_0 = tl.constexpr(layout.CRPE_ROW[0])
-CRPE_1 = tl.constexpr(layout.CRPE_ROW[1])
-CRPE_2 = tl.constexpr(layout.CRPE_ROW[2])
-CRPE_3 = tl.constexpr(layout.CRPE_ROW[3])
-CRPE_BIAS = tl.constexpr(layout.CRPE_BIAS_ROW)
 BLOCK = tl.constexpr(layout.BLOCK_TOKENS)
 LOG2_E = tl.constexpr(math.log2(math.e))
 

@@ -8,20 +8,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gmf_edge.kernels import layout
-
-# what the compiler may read of the module: constants wrapped as such
-AGGREGATE_2 = tl.constexpr(layout.DEPTHWISE_ROW[1])
-AGGREGATE_3 = tl.constexpr(layout.DEPTHWISE_ROW[2])
-BIAS = tl.constexpr(layout.BIAS_ROW)
-LOCAL = tl.constexpr(layout.LOCAL_ROW)
-NORM = tl.constexpr(layout.NORM_ROW)
-CRPE_0 = tl.constexpr(layout.CRPE_ROW[0])
-CRPE_1 = tl.constexpr(layout.CRPE_ROW[1])
-CRPE_2 = tl.constexpr(layout.CRPE_ROW[2])
-CRPE_3 = tl.constexpr(layout.CRPE_ROW[3])
-CRPE_BIAS = tl.constexpr(layout.CRPE_BIAS_ROW)
-VECTOR_ROWS = tl.constexpr(layout.VECTOR_ROWS)
+from gmf_edge.kernels.vector_rows import (
+    AGGREGATE_2,
+    AGGREGATE_3,
+    BIAS,
+    CRPE_0,
+    CRPE_1,
+    CRPE_2,
+    CRPE_3,
+    CRPE_BIAS,
+    LOCAL,
+    NORM,
+    VECTOR_ROWS,
+)
 
 
 @triton.jit

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from gmf_edge.errors import SpecError
 from gmf_edge.ops.aggregation import NUM_SEGMENTS, WINDOWS, aggregate
+from gmf_edge.ops.body_nodes import BodyNodes
 from gmf_edge.ops.mixed_attention import CRPE_HEADS, NUM_HEADS, mixed_attention
 
 if TYPE_CHECKING:
@@ -156,18 +157,10 @@ def function_body(opset: int, norm_by_casts: bool = True) -> onnx.FunctionProto:
     """
     if opset < min(OPSETS):
         raise SpecError(f"opset {opset} has no LayerNormalization", f"use opset {min(OPSETS)} or newer")
-    from onnx import TensorProto, helper
+    from onnx import TensorProto
 
-    nodes: list[onnx.NodeProto] = []
-
-    def add(
-        op_type: str, inputs: list[str], outputs: list[str] | str, references: dict[str, str] | None = None, **attributes: Any
-    ) -> None:
-        """Appends a node; `references` maps an attribute to the function's attribute that gives its value."""
-        node = helper.make_node(op_type, inputs, [outputs] if isinstance(outputs, str) else outputs, **attributes)
-        for name, source in (references or {}).items():
-            node.attribute.append(attribute_reference(name, source))
-        nodes.append(node)
+    body = BodyNodes()
+    add = body.add
 
     def split(value: str, outputs: list[str], axis: int) -> None:
         """Equal parts; from opset 18 on their number has to be said."""
@@ -176,19 +169,11 @@ def function_body(opset: int, norm_by_casts: bool = True) -> onnx.FunctionProto:
         else:
             add("Split", [value], outputs, axis=axis)
 
-    def conv(value: str, weight: str, output: str, window: int, group: str | int, bias: str = "") -> None:
-        pads = [window // 2] * 4
-        inputs = [value, weight, bias] if bias else [value, weight]
-        if isinstance(group, str):
-            add("Conv", inputs, output, {"group": group}, pads=pads)
-        else:
-            add("Conv", inputs, output, pads=pads, group=group)
-
     # shapes: 0 copies a dimension, which leaves batch and channels free
+    add("Constant", [], "first_axis", value_ints=[0])
     for side in ("height", "width"):
         add("Constant", [], side, {"value_int": side})
         add("Unsqueeze", [side, "first_axis"], f"{side}_1d")
-    nodes.insert(0, helper.make_node("Constant", [], ["first_axis"], value_ints=[0]))
     add("Constant", [], "copy_copy", value_ints=[0, 0])
     add("Constant", [], "copy_rest", value_ints=[0, -1])
     add("Constant", [], "copy_copy_rest", value_ints=[0, 0, -1])
@@ -202,13 +187,10 @@ def function_body(opset: int, norm_by_casts: bool = True) -> onnx.FunctionProto:
     add("Reshape", ["qkv_channel_first", "map_shape"], "qkv_map")  # [B, 3C, H, W]
     split("qkv_map", [f"segment_{i}" for i in range(NUM_SEGMENTS)], axis=1)  # 5 x [B, 3S, H, W]
 
-    # segments 0..3: the same weights serve q, k and v, as three groups of one convolution
+    # segments 0..3
     add("HardSwish", ["segment_0"], "proxy_0")
     for i, window in enumerate(WINDOWS, start=1):
-        for kind in ("depthwise", "pointwise", "bias"):
-            add("Concat", [f"{kind}_{i}"] * 3, f"{kind}_{i}_stacked", axis=0)
-        conv(f"segment_{i}", f"depthwise_{i}_stacked", f"spread_{i}", window, "stacked_dim")
-        conv(f"spread_{i}", f"pointwise_{i}_stacked", f"mixed_{i}", 1, 3, f"bias_{i}_stacked")
+        body.separable(i, window)
         add("HardSwish", [f"mixed_{i}"], f"proxy_{i}")  # [B, 3S, H, W]
     for i in range(4):
         split(f"proxy_{i}", [f"{t}_{i}" for t in "qkv"], axis=1)  # 3 x [B, S, H, W]
@@ -227,24 +209,15 @@ def function_body(opset: int, norm_by_casts: bool = True) -> onnx.FunctionProto:
     add("CastLike", ["context_scaled", "qkv"], "context_cast")
     add("MatMul", ["context_cast", "q"], "attention")  # [B, 8, d, N]
 
-    # CRPE: windows 3, 5, 7 on heads 0-1, 2-4, 5-7
-    add("Constant", [], "crpe_heads", value_ints=list(CRPE_HEADS))
-    add("Split", ["v", "crpe_heads"], [f"v_heads_{window}" for window in WINDOWS], axis=1)  # [B, 2 or 3, d, N]
-    for window, group in zip(WINDOWS, ("segment_dim", "three_head_dim", "three_head_dim"), strict=True):
-        add("Reshape", [f"v_heads_{window}", "joined_map_shape"], f"v_map_{window}")  # [B, 2d or 3d, H, W]
-        conv(f"v_map_{window}", f"crpe_weight_{window}", f"position_{window}", window, group, f"crpe_bias_{window}")
-    add("Concat", [f"position_{window}" for window in WINDOWS], "position_map", axis=1)  # [B, 4S, H, W]
-    add("Reshape", ["position_map", "head_token_shape"], "position")  # [B, 8, d, N]
-    add("Mul", ["q", "position"], "q_position")
+    body.position("joined_map_shape")
     add("Add", ["attention", "q_position"], "heads")  # [B, 8, d, N]
     add("Constant", [], "channels_tokens", value_ints=[0, -1])
     add("Concat", ["channels_tokens", "tokens_1d"], "channel_token_shape", axis=0)  # [0, -1, N]
     add("Reshape", ["heads", "channel_token_shape"], "attention_channel_first")  # [B, 4S, N]
     add("Transpose", ["attention_channel_first"], "attention_token_first", perm=[0, 2, 1])  # [B, N, 4S]
 
-    # segment 4: q, k and v side by side become the local features
-    conv("segment_4", "depthwise_0", "spread_0", WINDOWS[0], "stacked_dim")
-    conv("spread_0", "pointwise_0", "local_map", 1, 1)  # [B, S, H, W]
+    # segment 4
+    body.local_map()
     add("Reshape", ["local_map", "copy_copy_rest"], "local_channel_first")  # [B, S, N]
     add("Transpose", ["local_channel_first"], "local", perm=[0, 2, 1])  # [B, N, S]
     if norm_by_casts:
@@ -258,24 +231,23 @@ def function_body(opset: int, norm_by_casts: bool = True) -> onnx.FunctionProto:
     add("HardSwish", ["local_norm_cast" if norm_by_casts else "local_norm"], "x_agg0")
 
     add("Concat", ["attention_token_first", "x_agg0"], OUTPUT_NAME, axis=-1)  # [B, N, C]
+    return local_function(body, opset, "Aggregation and mixed attention of GroupMixFormer; see gmf_edge/ops/group_mix_attention.py")
+
+
+def local_function(body: BodyNodes, opset: int, doc_string: str) -> onnx.FunctionProto:
+    """The operator's ONNX local function of these nodes."""
+    from onnx import helper
+
     return helper.make_function(
         DOMAIN,
         OP_TYPE,
         list(INPUT_NAMES),
         [OUTPUT_NAME],
-        nodes,
+        body.nodes,
         [helper.make_opsetid("", opset)],
         attributes=list(ATTRIBUTE_NAMES),
-        doc_string="Aggregation and mixed attention of GroupMixFormer; see gmf_edge/ops/group_mix_attention.py",
+        doc_string=doc_string,
     )
-
-
-def attribute_reference(name: str, source: str) -> onnx.AttributeProto:
-    """An attribute `name` of a node inside a function that takes the value of the function's attribute `source`, of ATTRIBUTE_NAMES."""
-    from onnx import AttributeProto
-
-    kind = "FLOAT" if source in ("scale", "epsilon") else "INT"
-    return AttributeProto(name=name, ref_attr_name=source, type=AttributeProto.AttributeType.Value(kind))
 
 
 def _check_width(channels: int) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir
 from onnx_ir import DataType
 
+from gmf_edge.ops.graph_parts import set_body
 from gmf_edge.ops.group_mix_attention import OP_TYPE, function_body
 from gmf_edge.precision.half import fp32_statistics, head_islands, insert_cast, node_name, to_half
 from gmf_edge.spec import OPSET_BF16
@@ -57,9 +58,8 @@ def to_bf16(graph: onnx_ir.Model, islands: Mapping[str, str] | None = None, io_d
     to_half(graph, DataType.BFLOAT16, kept, io_dtype)
     # at once: at an older opset a BF16 convolution has no type that could be inferred
     graph.opset_imports[""] = OPSET_BF16
-    for key, function in list(graph.functions.items()):
-        if function.name == OP_TYPE:
-            graph.functions[key] = onnx_ir.from_proto(function_body(OPSET_BF16))
+    if any(function.name == OP_TYPE for function in graph.functions.values()):
+        set_body(graph, function_body(OPSET_BF16))
     return Bf16Report(kept, statistics)
 
 

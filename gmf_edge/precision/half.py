@@ -24,6 +24,7 @@ import onnx_ir
 from onnx_ir import DataType
 
 from gmf_edge.errors import SpecError
+from gmf_edge.ops.graph_parts import new_constant, set_body
 from gmf_edge.ops.group_mix_attention import FLOAT_INPUTS, INPUT_NAMES, OP_TYPE, function_body
 
 # share of a tensor's non-zero weights that become zero before the tensor is worth a word
@@ -126,9 +127,8 @@ def _is_float_input(node: onnx_ir.Node, index: int) -> bool:
 
 def _norms_by_stash_type(graph: onnx_ir.Model) -> None:
     """Give GmfGroupMixAttention the body without casts round its LayerNormalization."""
-    for key, function in list(graph.functions.items()):
-        if function.name == OP_TYPE:
-            graph.functions[key] = onnx_ir.from_proto(function_body(graph.opset_imports[""], norm_by_casts=False))
+    if any(function.name == OP_TYPE for function in graph.functions.values()):
+        set_body(graph, function_body(graph.opset_imports[""], norm_by_casts=False))
 
 
 def _half_weight(
@@ -143,10 +143,7 @@ def _half_weight(
         share = 1.0 - int(np.count_nonzero(half)) / nonzero if nonzero else 0.0
         if share > FLUSHED_SHARE:
             flushed[name] = share
-        tensor = onnx_ir.tensor(half, name=f"{name}/{dtype.name.lower()}")
-        weight = onnx_ir.Value(name=tensor.name, type=onnx_ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-        graph.graph.register_initializer(weight)
-        weights[name] = weight
+        weights[name] = new_constant(graph, half, f"{name}/{dtype.name.lower()}")
     return weights[name]
 
 

@@ -27,13 +27,13 @@ from numpy.typing import NDArray
 from onnx_ir import DataType
 
 from gmf_edge.errors import CalibrationError, PrecisionError, SpecError
+from gmf_edge.ops.graph_parts import new_constant
 from gmf_edge.precision.bias_correction import correct_bias, mean_output_error
 from gmf_edge.precision.int8_layers import (
     QuantizableLayer,
     chosen_layers,
     constant_array,
     independent_copy,
-    new_constant,
     quantizable_layers,
 )
 from gmf_edge.precision.ranges import Ranges

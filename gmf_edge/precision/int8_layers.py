@@ -22,6 +22,7 @@ import numpy as np
 import onnx_ir
 from numpy.typing import NDArray
 
+from gmf_edge.ops.graph_parts import new_constant
 from gmf_edge.precision.recipe import Recipe
 
 OPTION_OF_KIND = {
@@ -143,17 +144,6 @@ def constant_array(value: onnx_ir.Value | None) -> NDArray[Any]:
     assert value.const_value is not None
     array: NDArray[Any] = value.const_value.numpy()
     return array
-
-
-def new_constant(graph: onnx_ir.Model, array: NDArray[Any], name: str) -> onnx_ir.Value:
-    """A new initializer of the graph, or the one of that name where there is one."""
-    known = graph.graph.initializers.get(name)
-    if known is not None:
-        return known
-    tensor = onnx_ir.tensor(array, name=name)
-    value = onnx_ir.Value(name=name, type=onnx_ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-    graph.graph.register_initializer(value)
-    return value
 
 
 def replace_constant(graph: onnx_ir.Model, node: onnx_ir.Node, index: int, array: NDArray[Any], name: str) -> None:

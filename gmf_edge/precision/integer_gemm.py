@@ -17,7 +17,8 @@ import numpy as np
 import onnx_ir
 from onnx_ir import DataType
 
-from gmf_edge.precision.int8_layers import constant_array, independent_copy, new_constant
+from gmf_edge.ops.graph_parts import new_constant
+from gmf_edge.precision.int8_layers import constant_array, independent_copy
 
 INT32_LIMIT = 2**31 - 1
 UINT8_ZERO = 128

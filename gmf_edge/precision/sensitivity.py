@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from gmf_edge.artifact import json_number
 from gmf_edge.engines.protocol import Progress, silent
 from gmf_edge.errors import DataError
+from gmf_edge.ops.graph_parts import new_constant
 from gmf_edge.precision.activations import Batches, Float32Array
 from gmf_edge.precision.bias_correction import bias_input
 from gmf_edge.precision.int8 import dequantized, insert_qdq, quantized_weight
-from gmf_edge.precision.int8_layers import QuantizableLayer, chosen_layers, constant_array, new_constant
+from gmf_edge.precision.int8_layers import QuantizableLayer, chosen_layers, constant_array
 from gmf_edge.precision.ranges import Ranges
 from gmf_edge.precision.recipe import Recipe
 from gmf_edge.precision.search_state import Budget, SearchState

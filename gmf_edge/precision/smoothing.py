@@ -18,10 +18,10 @@ import onnx_ir
 from numpy.typing import NDArray
 
 from gmf_edge.errors import CalibrationError
+from gmf_edge.ops.graph_parts import new_constant
 from gmf_edge.precision.int8_layers import (
     QuantizableLayer,
     constant_array,
-    new_constant,
     quantizable_layers,
     replace_constant,
 )

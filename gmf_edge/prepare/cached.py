@@ -14,7 +14,11 @@ def cached_stage(
     name: str, inputs: Mapping[str, Any], make: Callable[[Path], Mapping[str, Any]], title: str, progress: Progress
 ) -> Stage:
     """gmf_edge.artifact.run_stage, saying so where the result came from the cache; `title` is what the user knows it by."""
-    stage = run_stage(name, inputs, make)
+    return told_of(run_stage(name, inputs, make), title, progress)
+
+
+def told_of(stage: Stage, title: str, progress: Progress) -> Stage:
+    """The stage, after a word where it came from the cache."""
     if stage.reused:
         progress(None, f"{title}: unchanged, taken from the cache")
     return stage

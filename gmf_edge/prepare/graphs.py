@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+import gmf_edge.model.plain_stage as model_stage
 from gmf_edge.artifact import Stage, sha256_of
 from gmf_edge.bundle import GOLDEN
 from gmf_edge.engines.protocol import Progress
-from gmf_edge.prepare.cached import cached_stage
+from gmf_edge.prepare.cached import cached_stage, told_of
 from gmf_edge.prepare.source import SourceModel
 from gmf_edge.scratch import scratch_folder
 from gmf_edge.spec import OPSET_BF16, OPSET_NEW, OPSET_OLD, TARGETS, BuildSpec, ModelSpec, Precision, Task
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from gmf_edge.precision.lower import Lowered, Quantization
 
-PLAIN, FUSED = "1-plain.onnx", "2-fused.onnx"
+PLAIN, FUSED = model_stage.PLAIN, "2-fused.onnx"
 # the range check keeps more activations alive than an inference does
 RANGE_BATCH = 2
 # file name -> (form, opset): the graphs that the targets of gmf_edge.spec.TARGETS need; see graph_files
@@ -56,14 +57,7 @@ def graph_files(precision: Precision, any_size: bool = False) -> dict[str, tuple
 def plain_stage(source: SourceModel, progress: Progress) -> Stage:
     """1-plain.onnx: the model as PyTorch exports it, proved."""
 
-    def make(folder: Path) -> Mapping[str, Any]:
-        from gmf_edge.model.export import export_plain
-
-        progress(None, "exporting 1-plain.onnx")
-        export_plain(source.model, source.spec.image_size, folder / PLAIN)
-        return {}
-
-    return cached_stage("plain", source.key, make, PLAIN, progress)
+    return told_of(model_stage.plain_stage(source.spec, source.origin, lambda: source.model, progress), PLAIN, progress)
 
 
 def fused_stage(plain: Stage, progress: Progress) -> Stage:

@@ -14,6 +14,7 @@ from gmf_edge.engines.protocol import Progress, silent
 from gmf_edge.errors import DataError, EnvironmentProblem, SpecError
 from gmf_edge.image import Preprocess
 from gmf_edge.imageset import ImageSet
+from gmf_edge.model.plain_stage import model_key
 from gmf_edge.prepare.classes import Classes, classes_from_file, classes_from_folders, default_classes, packaged_classes
 from gmf_edge.spec import BuildSpec, ModelSpec, Precision, Task
 from gmf_edge.weights import ASSETS, WeightsOrigin
@@ -57,7 +58,7 @@ class SourceModel:
     @property
     def key(self) -> dict[str, Any]:
         """What decides the model's function, for the keys of stages."""
-        return {"model": self.spec.to_json(), "weights": self.origin.to_json()}
+        return model_key(self.spec, self.origin)
 
 
 def load_source(spec: BuildSpec, stack: ExitStack, progress: Progress = silent, with_evaluation: bool = True) -> SourceModel:

@@ -18,8 +18,9 @@ import onnx_ir
 import onnx_ir.passes.common as onnx_passes
 
 from gmf_edge.ops.channel_last_body import channel_last_body
+from gmf_edge.ops.graph_parts import new_constant, set_body
 from gmf_edge.rewrite.bodies import inline_bodies
-from gmf_edge.rewrite.constants import attribute_of, constant_of, new_constant
+from gmf_edge.rewrite.constants import attribute_of, constant_of
 
 TOKENS_TO_CHANNELS, TOKENS_TO_MAP, MAP_TO_TOKENS = [0, 2, 1], [0, 3, 1, 2], [0, 2, 3, 1]
 
@@ -31,8 +32,7 @@ def channel_last_form(fused: onnx_ir.Model) -> onnx_ir.Model:
         fused: with GmfGroupMixAttention nodes; left as it is.
     """
     copy = fused.clone()
-    function = onnx_ir.from_proto(channel_last_body(copy.opset_imports[""]))
-    copy.functions[function.identifier()] = function
+    set_body(copy, channel_last_body(copy.opset_imports[""]))
     graph = inline_bodies(copy)
     grids_for_maps(graph)
     linears_by_segment(graph)

@@ -17,17 +17,6 @@ def constant_of(value: onnx_ir.Value | None) -> NDArray[Any] | None:
     return array
 
 
-def new_constant(graph: onnx_ir.Model, array: NDArray[Any], name: str) -> onnx_ir.Value:
-    """A new initializer of the graph, or the one of that name where there is one."""
-    known = graph.graph.initializers.get(name)
-    if known is not None:
-        return known
-    tensor = onnx_ir.tensor(array, name=name)
-    value = onnx_ir.Value(name=name, type=onnx_ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-    graph.graph.register_initializer(value)
-    return value
-
-
 def attribute_of(node: onnx_ir.Node, name: str, default: Any) -> Any:
     """The attribute's plain value, or the default where the node does not set it."""
     attribute = node.attributes.get(name)

@@ -17,7 +17,7 @@ import onnx_ir.passes.common as onnx_passes
 from onnx_ir import DataType
 
 from gmf_edge.errors import RewriteError
-from gmf_edge.rewrite.constants import new_constant
+from gmf_edge.ops.graph_parts import new_constant
 
 BATCH_AXIS, HEIGHT_AXIS, WIDTH_AXIS = "batch", "height", "width"
 

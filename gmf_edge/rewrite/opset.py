@@ -15,7 +15,7 @@ import onnx_ir
 from onnx_ir import DataType
 
 from gmf_edge.errors import RewriteError
-from gmf_edge.rewrite.constants import new_constant
+from gmf_edge.ops.graph_parts import new_constant
 from gmf_edge.rewrite.hard_swish import split_hard_swish
 from gmf_edge.spec import OPSET_BF16, OPSET_NEW, OPSET_OLD, Precision, Target
 

@@ -19,6 +19,7 @@ from onnxscript.rewriter.rules.common import reshape_reshape_rule, transpose_tra
 
 from gmf_edge.engines.protocol import Progress, silent
 from gmf_edge.errors import RewriteError
+from gmf_edge.ops.graph_parts import set_body
 from gmf_edge.ops.group_mix_attention import DOMAIN, DOMAIN_VERSION, OP_TYPE, function_body
 from gmf_edge.rewrite import batchnorm_into_conv, cpe_identity, group_mix_attention, head, output_norm
 from gmf_edge.scratch import scratch_folder
@@ -150,8 +151,7 @@ def _add_body(graph: onnx_ir.Model) -> None:
     uses = any(node.op_type == OP_TYPE for node in graph.graph)
     if not uses or (DOMAIN, OP_TYPE, "") in graph.functions:
         return
-    function = onnx_ir.from_proto(function_body(graph.opset_imports[""]))
-    graph.functions[function.identifier()] = function
+    set_body(graph, function_body(graph.opset_imports[""]))
     graph.opset_imports[DOMAIN] = DOMAIN_VERSION
 
 

@@ -21,8 +21,17 @@ from gmf_edge.engines.tensorrt.backend import TensorRTBackend
 sys.path.append(str(Path(__file__).parent))
 
 from fault_harness import Arena, Material
+from workshop import CommandServer
 
 ASSETS = Path(gmf_edge.__file__).parent / "assets"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[CommandServer]:
+    """Where commands run that are killed, interrupted or kept short."""
+    server = CommandServer()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

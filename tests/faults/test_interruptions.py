@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +21,6 @@ from gmf_edge.cli.signals import Interrupted
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads processor times from Linux's /proc")
 # what may be missing from the cache when a command starts, so that it is made while the command dies; the export by PyTorch is long
 STAGES = ("", "reference", "lowered", "fused", "ranges")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[CommandServer]:
-    server = CommandServer()
-    yield server
-    server.close()
 
 
 @pytest.fixture

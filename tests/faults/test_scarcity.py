@@ -22,13 +22,6 @@ NOBODY = 65534
 KIB, MIB = 1 << 10, 1 << 20
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[CommandServer]:
-    server = CommandServer()
-    yield server
-    server.close()
-
-
 @pytest.fixture
 def shop(server: CommandServer, pico_export: Path) -> Iterator[Workshop]:
     # not below pytest's folder, into which other users may not look

@@ -312,10 +312,12 @@ def test_the_gpu_tests_themselves_run_on_the_stand_ins(
     bundle(tmp_path / "bundles" / "a", "pico", Precision.FP16)
     checked(gpu_check, tmp_path)
     monkeypatch.setenv("GMF_EDGE_BUNDLES", str(tmp_path / "work"))
+    monkeypatch.syspath_prepend(TESTS)
+    engines = loaded(TESTS / "deployed_engines.py")
     gpu, streams, memory = (loaded(TESTS / name) for name in ("test_gpu.py", "test_gpu_streams.py", "test_gpu_memory.py"))
-    assert gpu.deployed() == streams.deployed() == memory.deployed() == [tmp_path / "work" / "pico-fp16"]
-    [folder] = gpu.deployed()
-    with gpu.opened(folder) as engine:
+    assert engines.deployed() == [tmp_path / "work" / "pico-fp16"]
+    [folder] = engines.deployed()
+    with engines.opened(folder) as engine:
         gpu.test_every_batch_size_gives_what_fp32_pytorch_gave(folder, engine)
         gpu.test_rows_do_not_depend_on_their_batch(engine)
         gpu.test_batch_sizes_may_alternate_under_graphs(engine)

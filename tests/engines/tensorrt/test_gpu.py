@@ -7,56 +7,20 @@ Without a GPU or without bundles every test here is skipped with the reason.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from deployed_engines import images_for, opened
 
-from gmf_edge.bundle import GOLDEN, is_bundle, open_bundle
-from gmf_edge.engines.tensorrt.backend import ENGINE_FILE, TensorRTBackend, open_engine
-from gmf_edge.engines.tensorrt.options import TensorRTOptions
+from gmf_edge.bundle import GOLDEN, open_bundle
+from gmf_edge.engines.tensorrt.backend import TensorRTBackend
 from gmf_edge.engines.tensorrt.run import TensorRTEngine
-from gmf_edge.engines.tensorrt.sidecar import Sidecar
 from gmf_edge.spec import Precision
 from gmf_edge.verify.golden import Golden
 
 pytestmark = pytest.mark.gpu
-
-
-def deployed() -> list[Path]:
-    folder = os.environ.get("GMF_EDGE_BUNDLES")
-    if not folder:
-        return []
-    return [path for path in sorted(Path(folder).iterdir()) if is_bundle(path) and (path / ENGINE_FILE).is_file()]
-
-
-@pytest.fixture(params=deployed() or [None], ids=lambda path: path.name if path else "none")
-def folder(request: pytest.FixtureRequest) -> Path:
-    missing = TensorRTBackend().missing()
-    if missing is not None:
-        pytest.skip(missing)
-    if request.param is None:
-        pytest.skip("GMF_EDGE_BUNDLES names no folder of deployed bundles")
-    path: Path = request.param
-    return path
-
-
-def opened(folder: Path, **options: Any) -> TensorRTEngine:
-    sidecar = Sidecar.read(folder / ENGINE_FILE)
-    return open_engine(folder / ENGINE_FILE, sidecar, TensorRTOptions(**options), folder / sidecar.graph_file)
-
-
-@pytest.fixture
-def engine(folder: Path) -> Iterator[TensorRTEngine]:
-    with opened(folder) as engine:
-        yield engine
-
-
-def images_for(engine: TensorRTEngine, batch: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.random.default_rng(seed).normal(size=(batch, *engine.io.image_shape)).astype(np.float32)
 
 
 def relative_l2(found: Any, exact: Any) -> float:

@@ -8,7 +8,6 @@ Without a GPU or without bundles every test here is skipped with the reason.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,30 +16,11 @@ import pytest
 from gmf_edge.bench.energy import EnergyMeter
 from gmf_edge.bench.in_turn import TurnPlan
 from gmf_edge.bench.latency import BenchPlan
-from gmf_edge.bundle import is_bundle, open_bundle
+from gmf_edge.bundle import open_bundle
 from gmf_edge.deploy import BenchRequest, bench_bundle, open_engine
-from gmf_edge.engines.tensorrt.backend import ENGINE_FILE, TensorRTBackend
 from gmf_edge.engines.trace import TracedEngine, TracePlan
 
 pytestmark = pytest.mark.gpu
-
-
-def deployed() -> list[Path]:
-    folder = os.environ.get("GMF_EDGE_BUNDLES")
-    if not folder:
-        return []
-    return [path for path in sorted(Path(folder).iterdir()) if is_bundle(path) and (path / ENGINE_FILE).is_file()]
-
-
-@pytest.fixture(params=deployed() or [None], ids=lambda path: path.name if path else "none")
-def folder(request: pytest.FixtureRequest) -> Path:
-    missing = TensorRTBackend().missing()
-    if missing is not None:
-        pytest.skip(missing)
-    if request.param is None:
-        pytest.skip("GMF_EDGE_BUNDLES names no folder of deployed bundles")
-    path: Path = request.param
-    return path
 
 
 def test_traced_compute_is_what_events_round_the_engine_tell(folder: Path) -> None:

@@ -5,38 +5,24 @@ GMF_EDGE_BUNDLES=out/gpu_check pytest -m gpu tests/engines/tensorrt/test_gpu_mem
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from deployed_engines import opened
 
-from gmf_edge.bundle import is_bundle
-from gmf_edge.engines.tensorrt.backend import ENGINE_FILE, TensorRTBackend, open_engine
 from gmf_edge.engines.tensorrt.cuda import Device, free_memory_mib
-from gmf_edge.engines.tensorrt.options import TensorRTOptions
-from gmf_edge.engines.tensorrt.sidecar import Sidecar
 
 pytestmark = pytest.mark.gpu
 
 
-def deployed() -> list[Path]:
-    folder = os.environ.get("GMF_EDGE_BUNDLES")
-    return [path for path in sorted(Path(folder).iterdir()) if is_bundle(path) and (path / ENGINE_FILE).is_file()] if folder else []
-
-
 def use(folder: Path) -> None:
-    sidecar = Sidecar.read(folder / ENGINE_FILE)
-    with open_engine(folder / ENGINE_FILE, sidecar, TensorRTOptions(), folder / sidecar.graph_file) as engine:
+    with opened(folder) as engine:
         for batch in engine.profile.sizes:
             engine.infer(np.zeros((batch, *engine.io.image_shape), np.float32))
 
 
-@pytest.mark.parametrize("folder", deployed() or [None], ids=lambda path: path.name if path else "none")
-def test_opening_and_closing_leaks_no_memory(folder: Path | None) -> None:
-    missing = TensorRTBackend().missing()
-    if missing is not None or folder is None:
-        pytest.skip(missing or "GMF_EDGE_BUNDLES names no folder of deployed bundles")
+def test_opening_and_closing_leaks_no_memory(folder: Path) -> None:
     if Device.here().integrated:
         pytest.skip("a Jetson's free memory is the whole system's: other programs and the page cache change it")
     use(folder)  # lazy loading of kernels and libraries stays

@@ -7,53 +7,19 @@ PyTorch is the caller here; without it, or without a GPU or bundles, a test is s
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from deployed_engines import images_for, opened
 
-from gmf_edge.bundle import is_bundle
-from gmf_edge.engines.tensorrt.backend import ENGINE_FILE, TensorRTBackend, open_engine
 from gmf_edge.engines.tensorrt.cuda import free_memory_mib
-from gmf_edge.engines.tensorrt.options import TensorRTOptions
 from gmf_edge.engines.tensorrt.run import TensorRTEngine
-from gmf_edge.engines.tensorrt.sidecar import Sidecar
 from gmf_edge.errors import EngineError
 
 pytestmark = pytest.mark.gpu
-
-
-def deployed() -> list[Path]:
-    folder = os.environ.get("GMF_EDGE_BUNDLES")
-    return [path for path in sorted(Path(folder).iterdir()) if is_bundle(path) and (path / ENGINE_FILE).is_file()] if folder else []
-
-
-@pytest.fixture(params=deployed() or [None], ids=lambda path: path.name if path else "none")
-def folder(request: pytest.FixtureRequest) -> Path:
-    missing = TensorRTBackend().missing()
-    if missing is not None or request.param is None:
-        pytest.skip(missing or "GMF_EDGE_BUNDLES names no folder of deployed bundles")
-    path: Path = request.param
-    return path
-
-
-def opened(folder: Path, **options: Any) -> TensorRTEngine:
-    sidecar = Sidecar.read(folder / ENGINE_FILE)
-    return open_engine(folder / ENGINE_FILE, sidecar, TensorRTOptions(**options), folder / sidecar.graph_file)
-
-
-@pytest.fixture
-def engine(folder: Path) -> Iterator[TensorRTEngine]:
-    with opened(folder) as engine:
-        yield engine
-
-
-def images_for(engine: TensorRTEngine, batch: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.random.default_rng(seed).normal(size=(batch, *engine.io.image_shape)).astype(np.float32)
 
 
 def relative_l2(found: Any, exact: Any) -> float:
