@@ -18,7 +18,7 @@ build: $(STAMP)
 	$(BIN)/gmf-edge build --precision fp16 --output out/pico
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not gpu and not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not gpu and not slow" $(PYTEST_ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -16,12 +16,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import gmf_edge
 from gmf_edge.artifact import cache_root
-from gmf_edge.spec import SizeRange, Task
+from gmf_edge.spec import ModelSpec, SizeRange, Task
+
+if TYPE_CHECKING:
+    from gmf_edge.kernels.compile import KernelTable
 
 # pytest-xdist tells its workers how wide the terminal is: output is compared as it is without one
 os.environ.pop("COLUMNS", None)
@@ -130,6 +134,16 @@ def pico_int8(pico_export: Path, made_once: Callable[[str, Callable[[Path], obje
     """The packaged model exported at INT8, not deployed. Copy it before changing it."""
     spec = gmf_edge.BuildSpec(precision=gmf_edge.Precision.INT8)
     return made_once("pico-int8", lambda folder: gmf_edge.export(spec, folder))
+
+
+@pytest.fixture(scope="session")
+def pico_kernels(made_once: Callable[[str, Callable[[Path], object]], Path]) -> KernelTable:
+    """The kernels of the packaged model's widths, 8 and 16, for sm_87."""
+    pytest.importorskip("triton")
+    from gmf_edge.kernels.compile import compile_kernels, read_table
+
+    model = ModelSpec.of("pico")
+    return read_table(made_once("pico-kernels", lambda folder: compile_kernels(model, ("sm_87",), folder)))
 
 
 @dataclass(frozen=True)

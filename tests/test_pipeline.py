@@ -7,7 +7,7 @@ import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -20,7 +20,10 @@ from gmf_edge.cli import run
 from gmf_edge.engines.protocol import Engine
 from gmf_edge.errors import CalibrationError, SpecError
 from gmf_edge.prepare.source import PACKAGED_CALIBRATION, PACKAGED_TEST
-from gmf_edge.spec import BuildSpec, Precision
+from gmf_edge.spec import BuildSpec, ModelSpec, Precision
+
+if TYPE_CHECKING:
+    from gmf_edge.kernels.compile import KernelTable
 
 INT8 = BuildSpec(precision=Precision.INT8, backend="onnxruntime")
 
@@ -152,9 +155,17 @@ def test_calibration_for_another_precision_is_a_usage_error() -> None:
         BuildSpec(precision=Precision.FP16, calibration_data=PACKAGED_CALIBRATION)
 
 
-def test_kernels_travel_in_the_plugin_graphs(pico_export: Path, tmp_path: Path) -> None:
-    pytest.importorskip("triton")
+def test_kernels_travel_in_the_plugin_graphs(
+    pico_export: Path, pico_kernels: KernelTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     onnx = pytest.importorskip("onnx")
+
+    def compiled(model: ModelSpec, archs: tuple[str, ...], out: Path, *, dtype: str) -> KernelTable:
+        assert (model.variant, archs, dtype) == ("pico", ("sm_87",), "fp16")
+        return pico_kernels
+
+    # once a run
+    monkeypatch.setattr("gmf_edge.kernels.compile.compile_kernels", compiled)
     bundle = gmf_edge.export(BuildSpec(precision=Precision.FP16, plugin_archs=("sm_87",)), tmp_path / "b")
     assert {row["arch"] for row in bundle.manifest.lowering["kernels"]} == {"sm_87"}
     for name in ("plugin.onnx", "plugin-opset17.onnx"):

@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -42,29 +43,26 @@ def refused_well(shop: Workshop, status: int, *statuses: int) -> None:
     assert shop.litter() == [], log
 
 
-@pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[Callable[[Path, int, bool], None]]:
-    """mounted(folder, bytes, read_only): a small file system of its own in the folder's place, with the folder's content."""
-    places: list[Path] = []
-
-    def mount(folder: Path, size: int, read_only: bool) -> None:
-        kept = tmp_path / folder.name
+@contextmanager
+def mounted(folder: Path, size: int, *, read_only: bool = False) -> Iterator[None]:
+    """A file system of so many bytes of its own in the folder's place, with the folder's content."""
+    with tempfile.TemporaryDirectory() as kept:
         shutil.copytree(folder, kept, dirs_exist_ok=True)
         done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, check=False)
         if done.returncode:
             pytest.skip(f"mounting needs the superuser: {done.stderr.decode().strip()}")
-        places.append(folder)
-        shutil.copytree(kept, folder, dirs_exist_ok=True)
-        if read_only:
-            subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
-
-    yield mount
-    for place in reversed(places):
-        subprocess.run(["umount", "-l", place], check=False)
+        try:
+            shutil.copytree(kept, folder, dirs_exist_ok=True)
+            if read_only:
+                subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+            yield
+        finally:
+            # a program that was killed may still hold it
+            subprocess.run(["umount", "-l", folder], check=True)
 
 
 @pytest.mark.parametrize("place", ["out", "cache", "tmp"])
-def test_a_disk_that_is_full(shop: Workshop, mounted: Callable[[Path, int, bool], None], pico_export: Path, place: str) -> None:
+def test_a_disk_that_is_full(shop: Workshop, pico_export: Path, place: str) -> None:
     folder = {"out": shop.out, "cache": shop.cache, "tmp": shop.tmp}[place]
     for stage in ("reference", "lowered", "fused"):
         for found in (shop.cache / "stages").glob(f"{stage}-*"):
@@ -72,30 +70,29 @@ def test_a_disk_that_is_full(shop: Workshop, mounted: Callable[[Path, int, bool]
     used = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) + 64 * KIB
     ended = []
     for free in (4 * KIB, 64 * KIB, 400 * KIB, 1 * MIB, 2 * MIB, 5 * MIB, 40 * MIB):
-        mounted(folder, used + free, False)
-        before = contents(shop.out / "bundle")
-        for name in ("export", "build"):
-            status = shop.run(*commands(pico_export, shop.out)[name])
-            refused_well(shop, status, 0, 4)
-            ended.append(status)
-            if status:
-                assert contents(shop.out / "bundle") == before
-            else:
-                open_bundle(shop.out / "bundle")
-                before = contents(shop.out / "bundle")
-        subprocess.run(["umount", folder], check=True)
+        with mounted(folder, used + free):
+            before = contents(shop.out / "bundle")
+            for name in ("export", "build"):
+                status = shop.run(*commands(pico_export, shop.out)[name])
+                refused_well(shop, status, 0, 4)
+                ended.append(status)
+                if status:
+                    assert contents(shop.out / "bundle") == before
+                else:
+                    open_bundle(shop.out / "bundle")
+                    before = contents(shop.out / "bundle")
     assert ended[0] == 4
     assert ended[-1] == 0
 
 
 @pytest.mark.parametrize("place", ["out", "cache", "tmp"])
-def test_a_read_only_place(shop: Workshop, mounted: Callable[[Path, int, bool], None], pico_export: Path, place: str) -> None:
+def test_a_read_only_place(shop: Workshop, pico_export: Path, place: str) -> None:
     folder = {"out": shop.out, "cache": shop.cache, "tmp": shop.tmp}[place]
-    mounted(folder, 200 * MIB, True)
-    for name in ("export", "build", "deploy", "calibrate", "package"):
-        # without $TMPDIR's folder Python takes /tmp
-        status = shop.run(*commands(pico_export, shop.out)[name])
-        refused_well(shop, status, 0 if place == "tmp" else 4)
+    with mounted(folder, 200 * MIB, read_only=True):
+        for name in ("export", "build", "deploy", "calibrate", "package"):
+            # without $TMPDIR's folder Python takes /tmp
+            status = shop.run(*commands(pico_export, shop.out)[name])
+            refused_well(shop, status, 0 if place == "tmp" else 4)
 
 
 @pytest.mark.parametrize("size", [0, 100, 4 * KIB, 64 * KIB, 1 * MIB])

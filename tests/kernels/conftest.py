@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -31,8 +30,6 @@ def device() -> str:
 
 
 @pytest.fixture(scope="session")
-def orin_table(made_once: Callable[[str, Callable[[Path], object]], Path]) -> KernelTable:
-    """S = 16 for sm_87, compiled once a run."""
-    from gmf_edge.kernels.compile import compile_widths, read_table
-
-    return read_table(made_once("kernels-s16", lambda folder: compile_widths((16,), ("sm_87",), folder)))
+def orin_table(pico_kernels: KernelTable) -> KernelTable:
+    """S = 16 for sm_87."""
+    return replace(pico_kernels, images=tuple(image for image in pico_kernels.images if image.segment_dim == 16))

@@ -50,9 +50,9 @@ def test_every_launch_of_the_library_fits_the_images(orin_table: KernelTable) ->
         assert sum(map(int, sum_of.split("+"))) == len(image.arguments), image
 
 
-def test_table_reads_back_and_names_every_argument(orin_table: KernelTable) -> None:
-    again = read_table(orin_table.folder)
-    assert again == orin_table
+def test_table_reads_back_and_names_every_argument(pico_kernels: KernelTable) -> None:
+    again = read_table(pico_kernels.folder)
+    assert again == pico_kernels
     aggregate = again.image_of("aggregate", "sm_87", 16, "fp16", "small")
     inputs, integers = ("qkv", "vectors", "matrices"), ("height", "width", "tiles_per_split")
     assert aggregate.arguments == (*inputs, *integers, "scratch", "partials", "output", *HIDDEN_ARGUMENTS)
