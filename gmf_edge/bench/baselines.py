@@ -13,7 +13,6 @@ what this project tunes in its own backends must not move what it is measured ag
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -166,9 +165,9 @@ class OpenVinoBaseline(_CpuEngine):
     """
 
     def __init__(self, graph: Path, threads: int = 0) -> None:
-        import openvino as ov
+        from gmf_edge.engines.openvino.backend import openvino_core
 
-        core = ov.Core()
+        core, version = openvino_core()
         options = {"INFERENCE_NUM_THREADS": threads} if threads else {}
         requests: dict[tuple[int, ...], Any] = {}
 
@@ -182,4 +181,4 @@ class OpenVinoBaseline(_CpuEngine):
             return np.array(request.get_output_tensor(0).data, np.float32)
 
         self._run = run
-        self.facts = EngineFacts("openvino", metadata.version("openvino"), _cpu(), "plain export")
+        self.facts = EngineFacts("openvino", version, _cpu(), "plain export")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -130,17 +131,25 @@ class OpenVinoBackend:
 
 
 def openvino_core() -> tuple[Any, str]:
-    """(openvino.Core, its version).
+    """(openvino.Core, its version): one Core for the whole process.
+
+    Each Core's CPU plugin gives the thread a signal stack of its own and frees it with the Core. Of two Cores, the one that goes last
+    may give back a stack that is gone (SigAltStackSetup of OpenVINO 2026's intel_cpu), and the next signal ends the process at once.
 
     Raises:
         EnvironmentProblem: it cannot be imported or finds none of its libraries.
     """
     try:
-        import openvino
-
-        return openvino.Core(), str(openvino.__version__).split("-")[0]
+        return _core()
     except (ImportError, RuntimeError, OSError) as error:  # a wheel for another system, or without its plugins
         raise EnvironmentProblem(f"openvino cannot be started: {reason_of(error)}", f"{_INSTALL} again") from error
+
+
+@cache
+def _core() -> tuple[Any, str]:
+    import openvino
+
+    return openvino.Core(), str(openvino.__version__).split("-")[0]
 
 
 def _require_device(core: Any, device: str) -> None:

@@ -308,3 +308,32 @@ print(result.passed, result.report["engine"]["backend"])
 """
     done = subprocess.run([sys.executable, "-c", script, str(pico_fp16)], capture_output=True, text=True, timeout=300)
     assert done.stdout == "True openvino\n", done.stderr
+
+
+def test_a_signal_is_survived_after_engines_were_closed_in_the_order_of_their_opening(pico_fp16: Path) -> None:
+    """Each of OpenVINO's Cores gives signals a stack of its own, and what the last one leaves behind may be unmapped memory."""
+    script = """
+import gc, os, signal, sys
+from pathlib import Path
+from gmf_edge.bench.baselines import OpenVinoBaseline
+from gmf_edge.bundle import open_bundle
+from gmf_edge.engines.openvino.backend import OpenVinoBackend
+from gmf_edge.engines.protocol import EngineRequest
+from gmf_edge.spec import BatchProfile
+import numpy as np
+folder = Path(sys.argv[1])
+bundle = open_bundle(folder)
+request = EngineRequest(bundle.graphs, bundle.manifest.precision, BatchProfile(1, 1, 1), bundle.manifest.model.image_size)
+engines = [OpenVinoBackend().open(request, folder, ()) for _ in range(2)]
+baseline = OpenVinoBaseline(bundle.path("portable.onnx"))
+baseline.infer(np.zeros((1, 3, *request.image_size), np.float32))
+while engines:
+    engines.pop(0).close()
+    gc.collect()
+del baseline
+gc.collect()
+signal.signal(signal.SIGINT, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGINT)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(pico_fp16)], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

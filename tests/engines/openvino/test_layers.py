@@ -96,11 +96,14 @@ def test_the_doctor_says_why_openvino_does_not_start(monkeypatch: pytest.MonkeyP
     pytest.importorskip("openvino")
     import openvino
 
+    from gmf_edge.engines.openvino import backend
     from gmf_edge.engines.openvino.doctor import openvino_devices
 
     def broken() -> None:
         raise RuntimeError("Exception from src/core.cpp:1:\nplugins.xml is missing\n")
 
+    # as in a process that has not asked for it yet
+    monkeypatch.setattr(backend, "_core", backend._core.__wrapped__)
     monkeypatch.setattr(openvino, "Core", broken)
     (finding,) = openvino_devices()
     assert (finding.subject, finding.state) == ("OpenVINO", "warning")
