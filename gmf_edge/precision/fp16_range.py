@@ -68,13 +68,15 @@ def activation_ranges(portable: onnx_ir.Model, batches: Iterable[NDArray[np.floa
         largest = onnx_ir.node("ReduceMax", magnitude.outputs, attributes={"keepdims": 0})
         largest.outputs[0].name, largest.outputs[0].dtype = f"{value.name}/largest", DataType.FLOAT
         largest.outputs[0].shape = onnx_ir.Shape([])
-        # right behind the producer: at the graph's end ONNX Runtime would keep every activation until then
+        # right behind the producer, so that the activation can go once it is used; see execution_order below
         producer = value.producer()
         assert producer is not None
         graph.graph.insert_after(producer, [magnitude, largest])
         graph.graph.outputs.append(largest.outputs[0])
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    # in the graph's own order: by default it goes depth first from one output, and what the others are of stays until the end
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     with scratch_folder() as folder:
         path = folder / "ranges.onnx"
         onnx_ir.save(graph, path)

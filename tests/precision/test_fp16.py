@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -256,3 +258,33 @@ def test_activations_near_the_range_are_named_but_are_no_islands(fused: onnx_ir.
 def test_an_activation_that_no_layer_owns_is_an_error(fused: onnx_ir.Model) -> None:
     with pytest.raises(PrecisionError, match="no layer of the fused graph owns activation nowhere/x"):
         islands_for(fused, {"nowhere/x": 1e6})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux alone")
+def test_the_range_check_keeps_no_activation_that_is_used_up() -> None:
+    """119 activations of 12 MiB one after the other; all at once are 1.4 GiB."""
+    script = """
+import resource
+import numpy as np
+import onnx_ir
+import onnxruntime
+from gmf_edge.precision.fp16_range import activation_ranges
+image = np.ones((1, 3, 1024, 1024), np.float32)
+FLOAT = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
+value = images = onnx_ir.Value(name="images", type=FLOAT, shape=onnx_ir.Shape(["batch", 3, 1024, 1024]))
+nodes = []
+for number in range(60):
+    for op in ("Sin", "Sigmoid"):
+        nodes.append(onnx_ir.node(op, [value]))
+        value = nodes[-1].outputs[0]
+        value.name, value.type = f"{op}_{number}", FLOAT
+graph = onnx_ir.Model(onnx_ir.Graph([images], [value], nodes=nodes, opset_imports={"": 20}, name="chain"), ir_version=10)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = activation_ranges(graph, [image])
+print(found.tensors, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    tensors, mib = map(int, done.stdout.split())
+    assert tensors == 119
+    assert mib < 200  # 38 measured
