@@ -57,12 +57,32 @@ def owned_folder(place: Path, name: str) -> Iterator[Path]:
         yield folder
     finally:
         try:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
         except BaseException:  # interrupted in the middle of it
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             raise
         finally:
             os.close(lock)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder with all that is in it, as far as that can be."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        # it holds a descriptor or two for each level, more than a process may have that ran out of them
+        _remove_by_names(folder)
+
+
+def _remove_by_names(folder: Path) -> None:
+    """The same with a single descriptor for a moment."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            path = folder / name
+            if path.is_dir() and not path.is_symlink():
+                _remove_by_names(path)
+            else:
+                path.unlink(missing_ok=True)
+        folder.rmdir()
 
 
 @contextlib.contextmanager
@@ -145,7 +165,7 @@ def remove_litter(place: Path, name: str | None = None) -> None:
                 if os.fstat(lock).st_uid == os.geteuid():
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     _put_back(folder, place / written)
-                    shutil.rmtree(folder, ignore_errors=True)
+                    _remove(folder)
             finally:
                 os.close(lock)
 

@@ -153,6 +153,10 @@ def _as_ours(error: Exception) -> GmfEdgeError:
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
         place = os.fsdecode(error.filename) if error.filename else "a file"
         return EnvironmentProblem(f"{place}: {error.strerror}", _MACHINE_ERRORS[error.errno])
+    for number, remedy in _MACHINE_ERRORS.items():
+        # libraries in C++ and Rust hand on what the system said as text
+        if os.strerror(number) in text:
+            return EnvironmentProblem(text, remedy)
     # a fault of ours: still one clear line, and the way to more
     where = error.__traceback__
     while where is not None and where.tb_next is not None:
@@ -180,8 +184,9 @@ def _fail(error: GmfEdgeError, as_json: bool) -> int:
     if isinstance(error, ResultOutsideGate | RegressionShown):
         return error.exit_status
     if as_json:
-        print_json({"error": error.problem, "remedy": error.remedy, "exit_status": error.exit_status})
-        return error.exit_status
+        with contextlib.suppress(OSError):
+            print_json({"error": error.problem, "remedy": error.remedy, "exit_status": error.exit_status})
+            return error.exit_status
     # one line each and printable, whatever is in a file's name; and standard output may be what cannot be written
     with contextlib.suppress(OSError):
         show_error(GmfEdgeError(_one_line(error.problem), _one_line(error.remedy)))

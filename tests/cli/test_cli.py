@@ -624,3 +624,26 @@ def test_the_installed_command_runs_and_hands_its_status_on(tmp_path: Path) -> N
         assert done.returncode == 1
         assert done.stdout.startswith("FAILED: ")
         assert done.stderr.startswith("error: ")
+
+
+def test_what_a_library_hands_on_as_text_from_the_system_is_no_fault_of_ours(
+    gmf: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path) -> None:
+        raise RuntimeError(f"unable to open file <weights> in read-only mode: {os.strerror(errno.EMFILE)} (os error 24)")
+
+    monkeypatch.setattr("gmf_edge.bundle.open_bundle", fail)
+    ended = gmf("inspect", tmp_path)
+    assert ended.status == 4
+    assert "error: unable to open file <weights>" in ended.err
+    assert "ulimit -n" in ended.err
+    assert "unexpected" not in ended.err
+
+
+def test_json_that_cannot_be_printed_leaves_an_error_on_the_other_stream(pico_fp16: Path) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "gmf_edge", "inspect", str(pico_fp16), "--json"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 4
+    assert done.stderr.startswith("error: a file: No space left on device\nwhat to do: ")
+    assert "Traceback" not in done.stderr

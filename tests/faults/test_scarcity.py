@@ -90,12 +90,13 @@ def test_a_read_only_place(shop: Workshop, pico_export: Path, place: str) -> Non
     folder = {"out": shop.out, "cache": shop.cache, "tmp": shop.tmp}[place]
     with mounted(folder, 200 * MIB, read_only=True):
         for name in ("export", "build", "deploy", "calibrate", "package"):
-            # without $TMPDIR's folder Python takes /tmp
             status = shop.run(*commands(pico_export, shop.out)[name])
-            refused_well(shop, status, 0 if place == "tmp" else 4)
+            # without $TMPDIR's folder Python takes /tmp; what deploys or packages for ONNX Runtime caches nothing
+            needs_it = place == "out" or (place == "cache" and name not in ("deploy", "package"))
+            refused_well(shop, status, 4 if needs_it else 0)
 
 
-@pytest.mark.parametrize("size", [0, 100, 4 * KIB, 64 * KIB, 1 * MIB])
+@pytest.mark.parametrize("size", [0, 100, 4 * KIB, 64 * KIB, 256 * KIB])
 def test_a_limit_on_the_size_of_files(shop: Workshop, pico_export: Path, size: int) -> None:
     # the log is a file too: only what does not fit is refused
     for name in ("export", "deploy"):
@@ -162,7 +163,8 @@ def test_no_home(shop: Workshop, pico_export: Path) -> None:
     shutil.copytree(pico_export, shop.out / "bundle")
     bare = {"PATH": os.environ["PATH"], "TMPDIR": str(shop.tmp)}
     strangers: list[dict[str, int]] = [{}]
-    if os.geteuid() == 0:
+    # Python has to be where others may look
+    if os.geteuid() == 0 and all(folder.stat().st_mode & 0o001 for folder in Path(os.__file__).resolve().parents):
         os.chmod(shop.tmp, 0o1777)
         os.chmod(shop.root, 0o1777)
         os.chmod(shop.out / "bundle", 0o755)
