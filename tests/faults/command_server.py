@@ -35,7 +35,8 @@ def start(order: dict[str, Any]) -> int:
         os.chdir(order["cwd"])
         import tempfile
 
-        from gmf_edge import cli, deploy
+        from gmf_edge import deploy
+        from gmf_edge.__main__ import main
         from gmf_edge.artifact import cache_root
         from gmf_edge.engines.tensorrt.backend import TensorRTBackend
 
@@ -57,15 +58,19 @@ def start(order: dict[str, Any]) -> int:
             os.setuid(order["user"])
         sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-        status = cli.run(order["arguments"])
-        sys.stdout.flush()
+        sys.argv = ["gmf-edge", *order["arguments"]]
+        main()
+    except SystemExit as end:
+        status = int(end.code or 0)
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT  # before the command began, as in Python's own start
     except BaseException as error:
         os.write(2, f"Traceback: {error!r} left the command line\n".encode())
     finally:
         os._exit(status)
 
 
-def main() -> None:
+def answer_orders() -> None:
     """Answer until the input ends."""
     import onnx  # noqa: F401
     import onnx_ir  # noqa: F401
@@ -73,6 +78,7 @@ def main() -> None:
     import onnxscript  # noqa: F401
     import torch  # noqa: F401
 
+    import gmf_edge.cli
     import gmf_edge.model.export
     import gmf_edge.pipeline
     import gmf_edge.precision.calibrate
@@ -92,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    answer_orders()

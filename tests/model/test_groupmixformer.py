@@ -130,8 +130,11 @@ def drawn_images(batch: int, height: int, width: int) -> Tensor:
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(7))
 
 
-@pytest.mark.parametrize(("batch", "size"), [(1, (64, 64)), (2, (256, 192)), (3, (96, 160)), (1, (32, 32))], ids=str)
-@pytest.mark.parametrize("classes", [1, 10, 37])
+@pytest.mark.parametrize(
+    ("batch", "size", "classes"),
+    [(1, (64, 64), 1), (2, (256, 192), 10), (3, (96, 160), 37), (1, (32, 32), 10), (1, (64, 64), 37)],
+    ids=str,
+)
 def test_logits_equal_the_paper_in_float64(batch: int, size: tuple[int, int], classes: int) -> None:
     assert_equal_logits(lively_model(ModelSpec("custom", *SMALL, classes, size), seed=classes), drawn_images(batch, *size))
 
@@ -142,7 +145,7 @@ def test_mobile_logits_equal_the_paper_in_float64() -> None:
 
 def test_every_parameter_of_a_block_reaches_the_logits() -> None:
     model = lively_model(ModelSpec("custom", *SMALL, 10, (64, 64)), seed=2)
-    images, generator = drawn_images(2, 64, 64), torch.Generator().manual_seed(9)
+    images, generator = drawn_images(1, 64, 64), torch.Generator().manual_seed(9)
     with torch.no_grad():
         before = model(images)
         for name, parameter in model.named_parameters():
