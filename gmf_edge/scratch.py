@@ -63,6 +63,9 @@ def owned_folder(place: Path, name: str) -> Iterator[Path]:
             raise
         finally:
             os.close(lock)
+            if folder.exists():
+                # where no descriptor was left, the lock's is free now
+                _remove(folder)
 
 
 def _remove(folder: Path) -> None:
