@@ -57,27 +57,18 @@ def owned_folder(place: Path, name: str) -> Iterator[Path]:
         yield folder
     finally:
         try:
-            _remove(folder)
+            shutil.rmtree(folder, ignore_errors=True)
         except BaseException:  # interrupted in the middle of it
-            _remove(folder)
+            shutil.rmtree(folder, ignore_errors=True)
             raise
         finally:
             os.close(lock)
-            if folder.exists():
-                # where no descriptor was left, the lock's is free now
-                _remove(folder)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder with all that is in it, as far as that can be."""
-    shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists():
-        # it holds a descriptor or two for each level, more than a process may have that ran out of them
-        _remove_by_names(folder)
+            # rmtree holds a descriptor or two for each level, more than a process may have that ran out of them
+            _remove_by_names(folder)
 
 
 def _remove_by_names(folder: Path) -> None:
-    """The same with a single descriptor for a moment."""
+    """Remove what is left of a folder with a single descriptor for a moment, as far as that can be."""
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             path = folder / name
@@ -168,7 +159,7 @@ def remove_litter(place: Path, name: str | None = None) -> None:
                 if os.fstat(lock).st_uid == os.geteuid():
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     _put_back(folder, place / written)
-                    _remove(folder)
+                    shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(lock)
 

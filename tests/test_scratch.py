@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -167,3 +168,20 @@ def test_too_few_open_files_has_its_own_remedy(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(EnvironmentProblem, match="Too many open files") as refusal:
         write_atomically(tmp_path / "file", b"x")
     assert "ulimit" in refusal.value.remedy
+
+
+def test_a_folder_goes_where_no_file_can_be_opened_any_more(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    try:
+        with owned_folder(tmp_path, "x") as folder:
+            (folder / "x" / "y").mkdir(parents=True)
+            (folder / "x" / "y" / "file").write_text("content")
+            resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
+            with pytest.raises(OSError, match="Too many open files"):
+                taken.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(65))
+    finally:
+        for number in taken:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert list(tmp_path.iterdir()) == []
