@@ -35,6 +35,13 @@ def test_every_committed_result_says_what_it_was_measured_with(script: Any) -> N
             assert all(latency["modes"].keys() >= {"cuda_graph", "transfers", "spin_wait"} for latency in values["latency"]), name
 
 
+def test_the_small_models_were_measured_on_a_processor(script: Any) -> None:
+    measured = [values for values in script.read_results().values() if values.get("kind") == script.KIND]
+    assert {"pico", "mobile", "small"} <= {values["made"]["model"]["variant"] for values in measured}
+    # each beside what there is without this project
+    assert all(len(values["baselines"]["engines"]) == 5 for values in measured)
+
+
 LATENCY = {
     "batch": 1,
     "median_ms": 1.5,

@@ -133,7 +133,7 @@ def test_kernels_match_the_reference(case: str, device: str) -> None:
 
 
 # 48 is cut as 40 is, 72 as 96, 16 and 32 have nothing that 8 and 64 have not
-OFTEN = [(8, "large"), (40, "small"), (40, "large"), (64, "small"), (96, "large")]
+OFTEN = [(8, "large"), (40, "small"), (64, "small"), (96, "large")]
 SELDOM = [(segment_dim, name) for segment_dim in SMALL for name in TILINGS if (segment_dim, name) not in OFTEN]
 
 
@@ -267,7 +267,19 @@ def broken_kernels(changes: tuple[tuple[str, str], ...], folder: Path) -> Module
     return modules["group_mix_attention"]
 
 
-@pytest.mark.parametrize("fault", MUTATIONS)
+# one of each kind; every one of them takes as long as the kernels themselves
+SAMPLE = {
+    "the 7x7 window's last row is skipped",
+    "columns beyond the map's right edge are read",
+    "splits are merged without rescaling",
+    "softmax counts the masked tokens",
+    "LayerNorm counts the padded channels",
+    "heads see each other",
+    "CRPE's bias is left out",
+}
+
+
+@pytest.mark.parametrize("fault", [fault if fault in SAMPLE else pytest.param(fault, marks=pytest.mark.slow) for fault in MUTATIONS])
 def test_a_broken_kernel_is_noticed(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     changes: Any = MUTATIONS[fault]
     changes = (changes,) if isinstance(changes[0], str) else changes

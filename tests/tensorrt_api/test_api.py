@@ -35,6 +35,7 @@ def guards(version: str) -> dict[str, bool]:
     return {name: getattr(found, name) for name in TensorRTVersion.guards()}
 
 
+@cache
 def usage(source: str, version: str) -> Usage:
     return Usage(source, described(version), guards(version), [path.read_text() for path in SOURCES])
 

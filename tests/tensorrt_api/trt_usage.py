@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from trt_stubs import parameters, python_type, returned
@@ -41,7 +42,7 @@ class Usage:
         tree = ast.parse(source)
         # what functions return, by name; methods too: within a file names are not reused with other types, and of the siblings' only
         # those count that all of them agree about
-        self.returns = {**_agreed([found for text in siblings for found in _returns(ast.parse(text))]), **dict(_returns(tree))}
+        self.returns = {**_agreed([found for text in siblings for found in _returns_of(text)]), **dict(_returns(tree))}
         self.attributes = self._annotated_attributes(tree)
         self._block(tree.body, {})
 
@@ -373,6 +374,12 @@ class Usage:
 def _returns(tree: ast.AST) -> list[tuple[str, ast.expr]]:
     """(name, return annotation) of each function."""
     return [(node.name, node.returns) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.returns is not None]
+
+
+@cache
+def _returns_of(source: str) -> list[tuple[str, ast.expr]]:
+    """_returns of a source that many others have as a sibling."""
+    return _returns(ast.parse(source))
 
 
 def _agreed(found: Sequence[tuple[str, ast.expr]]) -> dict[str, ast.expr]:
