@@ -6,6 +6,7 @@ With pytest-xdist the workers share both, under a lock. GMF_EDGE_TEST_CACHE name
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ import pytest
 
 import gmf_edge
 from gmf_edge.artifact import cache_root
+from gmf_edge.bench.latency import BenchPlan
 from gmf_edge.spec import ModelSpec, SizeRange, Task
 
 if TYPE_CHECKING:
@@ -56,6 +58,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if not kept:
         config.add_cleanup(lambda: shutil.rmtree(root, ignore_errors=True))
     os.environ["GMF_EDGE_CACHE"] = str(root / "cache")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: looking through it for garbage again and again takes a tenth of a run."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(scope="session")
@@ -132,7 +141,7 @@ def pico_backbone(backbone_spec: gmf_edge.BuildSpec, made_once: Callable[[str, C
 @pytest.fixture(scope="session")
 def pico_int8(pico_export: Path, made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """The packaged model exported at INT8, not deployed. Copy it before changing it."""
-    spec = gmf_edge.BuildSpec(precision=gmf_edge.Precision.INT8)
+    spec = gmf_edge.BuildSpec(precision=gmf_edge.Precision.INT8, calibration_images=100)
     return made_once("pico-int8", lambda folder: gmf_edge.export(spec, folder))
 
 
@@ -200,7 +209,7 @@ def wheel_file(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Pa
 @pytest.fixture
 def brief_latency(monkeypatch: pytest.MonkeyPatch) -> None:
     """Builds measure latency for a moment only: these tests are not about its value."""
-    monkeypatch.setattr("gmf_edge.deploy.BUILD_DURATION_S", 0.05)
+    monkeypatch.setattr("gmf_edge.deploy.BUILD_PLAN", BenchPlan(warmup_ms=0, duration_s=0.05))
 
 
 @pytest.fixture

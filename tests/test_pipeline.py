@@ -25,7 +25,9 @@ from gmf_edge.spec import BuildSpec, ModelSpec, Precision
 if TYPE_CHECKING:
     from gmf_edge.kernels.compile import KernelTable
 
-INT8 = BuildSpec(precision=Precision.INT8, backend="onnxruntime")
+# a fifth of the default's images, as conftest.py's pico_int8, with which the ranges are shared
+IMAGES = 100
+INT8 = BuildSpec(precision=Precision.INT8, backend="onnxruntime", calibration_images=IMAGES)
 
 
 def decision(faster: bool) -> Comparison:
@@ -113,9 +115,9 @@ def test_calibrate_writes_ranges_that_build_takes(
 ) -> None:
     timing(True)
     ranges = tmp_path / "ranges.json"
-    assert run(["calibrate", "--output", str(ranges), "--quiet"]) == 0
+    assert run(["calibrate", "--output", str(ranges), "--calibration-images", str(IMAGES), "--quiet"]) == 0
     assert f"wrote {ranges}" in capsys.readouterr().out
-    assert json.loads(ranges.read_text())["provenance"]["images"] == 500
+    assert json.loads(ranges.read_text())["provenance"]["images"] == IMAGES
     given = gmf_edge.build(dataclasses.replace(INT8, ranges=ranges), tmp_path / "given")
     calibrated = gmf_edge.build(INT8, tmp_path / "calibrated")
     assert given.report["parity"]["cosine"] == calibrated.report["parity"]["cosine"]
@@ -123,7 +125,8 @@ def test_calibrate_writes_ranges_that_build_takes(
 
 def test_ranges_of_another_preprocessing_are_refused_by_name(pico_export: Path, tmp_path: Path) -> None:
     ranges = tmp_path / "ranges.json"
-    assert run(["calibrate", "--output", str(ranges), "--crop-pct", "1.0", "--quiet"]) == 0
+    few = ("--calibration-images", "32", "--crop-pct", "1.0")
+    assert run(["calibrate", "--output", str(ranges), *few, "--quiet"]) == 0
     with pytest.raises(CalibrationError, match=r"ranges\.json"):
         gmf_edge.build(dataclasses.replace(INT8, ranges=ranges), tmp_path / "b")
     assert not (tmp_path / "b").exists()

@@ -6,8 +6,9 @@ There is no script in it, and its own content security policy forbids scripts an
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gmf_edge.report.sections as sections
 from gmf_edge import __version__
@@ -15,6 +16,9 @@ from gmf_edge.bundle import Manifest
 from gmf_edge.errors import EnvironmentProblem
 from gmf_edge.report.measurements import Measurements
 from gmf_edge.report.side_by_side import engines
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 TEMPLATES = Path(__file__).parent / "templates"
 NO_JINJA, INSTALL_JINJA = "report.html needs Jinja2, which is not installed", "pip install 'gmf-edge[report]'"
@@ -41,14 +45,9 @@ def report_page(manifest: Manifest, report: Mapping[str, Any], found: Measuremen
     Raises:
         EnvironmentProblem: Jinja2 is not installed.
     """
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    except ImportError as error:
-        raise EnvironmentProblem(NO_JINJA, INSTALL_JINJA) from error
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html.j2").render(
+    if missing():
+        raise EnvironmentProblem(NO_JINJA, INSTALL_JINJA)
+    return _template().render(
         version=__version__,
         style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
         summary=sections.summary(manifest, report),
@@ -63,3 +62,13 @@ def report_page(manifest: Manifest, report: Mapping[str, Any], found: Measuremen
         reproduction=sections.reproduction(manifest, report),
         preview=f"{manifest.model.variant} {manifest.precision.value}",
     )
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html.j2")

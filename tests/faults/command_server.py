@@ -38,12 +38,13 @@ def start(order: dict[str, Any]) -> int:
         from gmf_edge import deploy
         from gmf_edge.__main__ import main
         from gmf_edge.artifact import cache_root
+        from gmf_edge.bench.latency import BenchPlan
         from gmf_edge.engines.tensorrt.backend import TensorRTBackend
 
         tempfile.tempdir = None
         cache_root.cache_clear()
         TensorRTBackend.missing = lambda self: "no GPU in this test"  # type: ignore[method-assign]
-        deploy.BUILD_DURATION_S = 0.05
+        deploy.BUILD_PLAN = BenchPlan(warmup_ms=0, duration_s=0.05)
         if "clock" in order:
             now = float(order["clock"])
             time.time = lambda: now

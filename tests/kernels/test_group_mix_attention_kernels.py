@@ -279,7 +279,9 @@ SAMPLE = {
 }
 
 
-@pytest.mark.parametrize("fault", [fault if fault in SAMPLE else pytest.param(fault, marks=pytest.mark.slow) for fault in MUTATIONS])
+@pytest.mark.parametrize(
+    "fault", [fault if fault in SAMPLE else pytest.param(fault, marks=pytest.mark.slow) for fault in MUTATIONS]
+)
 def test_a_broken_kernel_is_noticed(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     changes: Any = MUTATIONS[fault]
     changes = (changes,) if isinstance(changes[0], str) else changes

@@ -78,13 +78,20 @@ def hard(fused_path: Path, inputs: NDArray[np.float32]) -> tuple[onnx_ir.Model, 
 Logits = Callable[[onnx_ir.Model, ImageSet], NDArray[np.float32]]
 
 
-@pytest.fixture
-def logits(tmp_path: Path) -> Logits:
+@pytest.fixture(scope="session")
+def logits(tmp_path_factory: pytest.TempPathFactory) -> Logits:
     """Runs a graph, bodies inlined, in ONNX Runtime as an engine would."""
+    folder = tmp_path_factory.mktemp("logits")
 
     def run(graph: onnx_ir.Model, images: ImageSet) -> NDArray[np.float32]:
-        session = portable_session(graph, tmp_path, integer=False)
+        session = portable_session(graph, folder, integer=False)
         name = session.get_inputs()[0].name
         return np.concatenate([session.run(None, {name: batch.inputs})[0] for batch in images.batches(PREPROCESS, 16)])
 
     return run
+
+
+@pytest.fixture(scope="session")
+def exact_logits(fused_path: Path, test_digits: ImageSet, logits: Logits) -> NDArray[np.float32]:
+    """The packaged model's FP32 logits of test_digits."""
+    return logits(onnx_ir.load(fused_path), test_digits)

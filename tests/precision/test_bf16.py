@@ -97,7 +97,7 @@ def test_heavy_layers_are_bf16_and_statistics_softmax_and_head_fp32(fused: onnx_
     assert DataType.FLOAT16 not in {value.dtype for value in graph.graph.initializers.values()}
 
 
-@pytest.mark.parametrize("io_dtype", ["float32", "float16"])
+@pytest.mark.parametrize("io_dtype", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
 def test_it_passes_onnxs_full_check_at_opset_22_and_not_at_20(fused: onnx_ir.Model, io_dtype: str) -> None:
     portable, _ = lowered(fused, io_dtype)
     graph = onnx_ir.to_proto(for_target(portable, TARGETS["tensorrt-10.3"], Precision.BF16))

@@ -107,17 +107,16 @@ def test_no_fp32_weight_is_left_beside_its_half(fused: onnx_ir.Model) -> None:
     assert users <= HEAD | statistics | {str(each.name) for each in fused.graph if each.op_type == "Gemm"}
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_io_in_fp16_has_the_same_logits(fused: onnx_ir.Model, batch: int) -> None:
-    images = IMAGES[:batch].astype(np.float16)
+def test_io_in_fp16_has_the_same_logits(fused: onnx_ir.Model) -> None:
     twin = fused.clone()
     half, _ = lowered(fused, "float16")
     full, _ = lowered(twin, "float32")
     assert (half.graph.inputs[0].name, half.graph.outputs[0].name) == ("images", "logits")
     assert half.graph.inputs[0].dtype == half.graph.outputs[0].dtype == onnx_ir.DataType.FLOAT16
-    logits = run(half, images)
-    assert logits.dtype == np.float16
-    assert np.array_equal(logits, run(full, images.astype(np.float32)).astype(np.float16))
+    for images in (IMAGES[:1].astype(np.float16), IMAGES[:3].astype(np.float16)):
+        logits = run(half, images)
+        assert logits.dtype == np.float16
+        assert np.array_equal(logits, run(full, images.astype(np.float32)).astype(np.float16))
 
 
 def test_fp16_io_around_an_fp32_graph_changes_nothing_inside(fused: onnx_ir.Model) -> None:

@@ -222,7 +222,7 @@ def test_onnx_runtime_multiplies_in_integers(fused, ranges, tmp_path):
     assert "DequantizeLinear" not in kinds
 
 
-@pytest.mark.parametrize("scales", ["float32", "float16"])
+@pytest.mark.parametrize("scales", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
 def test_lowered_to_fp16_it_still_is_the_model(fused, ranges, scales, digits, logits, tmp_path):
     images = draw(digits, 64, 1)
     lowered = insert_qdq(fused, ranges, EVERYTHING, scales=scales)
@@ -246,10 +246,10 @@ def cosine(a, b):
         ("accurate", 0),
     ],
 )
-def test_pico_loses_nothing_in_int8(fused, fused_path, digits, test_digits, logits, recipe, seed, tmp_path):
+def test_pico_loses_nothing_in_int8(fused, fused_path, digits, test_digits, exact_logits, logits, recipe, seed, tmp_path):
     recipe = RECIPES[recipe]
     found = calibrate(fused_path, digits, PREPROCESS, recipe, out=tmp_path / "ranges.json", count=100, seed=seed)
-    reference = logits(fused, test_digits)
+    reference = exact_logits
     quantized = logits(insert_qdq(fused, found, recipe), test_digits)
     hits, hits_quantized = (100 * float((x.argmax(1) == test_digits.labels).mean()) for x in (reference, quantized))
     assert hits > 99
@@ -260,7 +260,10 @@ def test_pico_loses_nothing_in_int8(fused, fused_path, digits, test_digits, logi
 # the helps
 
 
-@pytest.mark.parametrize(("exponent", "proj_exponent", "places"), [(0.5, 0.0, 10), (0.0, 1.0, 5), (1.0, 0.3, 15)])
+@pytest.mark.parametrize(
+    ("exponent", "proj_exponent", "places"),
+    [pytest.param(0.5, 0.0, 10, marks=pytest.mark.slow), pytest.param(0.0, 1.0, 5, marks=pytest.mark.slow), (1.0, 0.3, 15)],
+)
 def test_smoothing_is_exact_in_fp32(fused, digits, logits, exponent, proj_exponent, places):
     smoothed = fused.clone()
     found = found_ranges(fused, digits, Recipe(smoothing=exponent, proj_smoothing=proj_exponent), 32)

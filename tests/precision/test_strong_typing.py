@@ -119,7 +119,7 @@ def test_fp16_statistics_fail_the_gate_and_casts_pass_it(fused, pictures, model)
     assert passed, reason
 
 
-@pytest.mark.parametrize("model", ["as it is", *MODELS])
+@pytest.mark.parametrize("model", ["as it is", "residual", pytest.param("inside the attention", marks=pytest.mark.slow)])
 def test_int8_needs_the_casts_as_much(fused, pictures, digits, tmp_path, model) -> None:
     larger = MODELS[model](fused.clone()) if model in MODELS else fused.clone()
     reference = run(inline_bodies(larger), pictures)
@@ -231,8 +231,18 @@ def spoilt_pairs(graph: onnx_ir.Model) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("recipe", [Recipe(), Recipe(head=True, proj=True, residual_adds=True, dense_convolutions=True)])
-@pytest.mark.parametrize("beyond", [False, True])
+EVERYTHING = Recipe(head=True, proj=True, residual_adds=True, dense_convolutions=True)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "beyond"),
+    [
+        (EVERYTHING, False),
+        (Recipe(), True),
+        pytest.param(Recipe(), False, marks=pytest.mark.slow),
+        pytest.param(EVERYTHING, True, marks=pytest.mark.slow),
+    ],
+)
 def test_no_fp32_layer_reads_what_an_fp16_scale_dequantised(fused, pictures, digits, tmp_path, recipe, beyond) -> None:
     hidden = f"{STAGES}.2.gma_stage.1.mlp"
     if beyond:

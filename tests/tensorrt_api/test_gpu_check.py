@@ -14,6 +14,7 @@ import pytest
 from trt_fake import FakeModel
 from trt_machine import MakeMachine, bundle
 
+from gmf_edge.bench.latency import BenchPlan
 from gmf_edge.errors import StaleArtifact
 from gmf_edge.spec import Precision
 
@@ -34,7 +35,7 @@ def loaded(path: Path) -> Any:
 
 @pytest.fixture
 def gpu_check(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("gmf_edge.deploy.BUILD_DURATION_S", 0.01)
+    monkeypatch.setattr("gmf_edge.deploy.BUILD_PLAN", BenchPlan(warmup_ms=0, duration_s=0.01))
     monkeypatch.setattr(sys, "path", [*sys.path])
     return loaded(SCRIPT)
 
