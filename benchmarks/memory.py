@@ -126,11 +126,12 @@ def page(verbs: list[tuple[str, float]], pictures: list[tuple[str, float]], seco
     end = "" if whole else "; cut off there: the rows after the last one are still to be measured"
     counted = [name for name, _ in verbs if name.startswith("calibrate")]
     calibration = "\nCalibration streams its pictures: its rows show what depends on their number.\n" if len(counted) > 1 else ""
-    cores = len(os.sched_getaffinity(0))
+    count = len(os.sched_getaffinity(0))
+    cores = f"{count} core{'s' * (count != 1)}"
     return f"""# Memory
 
 Written by `benchmarks/memory.py {arguments}` ({seconds / 60:.0f} minutes{end}).
-{platform.machine()}, {cores} cores, Python {platform.python_version()}, {versions}.
+{platform.machine()}, {cores}, Python {platform.python_version()}, {versions}.
 Peak is the largest resident size of the command's process, shared libraries included; random weights, batches up to 8, 224 x 224 pixels.
 What comes after `export` finds PyTorch's export of the variant in the cache.
 

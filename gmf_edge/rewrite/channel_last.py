@@ -37,6 +37,9 @@ def channel_last_form(fused: onnx_ir.Model) -> onnx_ir.Model:
     grids_for_maps(graph)
     linears_by_segment(graph)
     onnx_passes.RemoveUnusedNodesPass()(graph)
+    # a backbone's maps are the ends of such transposes
+    for output, value in zip(fused.graph.outputs, graph.graph.outputs, strict=True):
+        value.name = output.name
     return graph
 
 

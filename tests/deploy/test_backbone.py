@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gmf_edge import cli
+from gmf_edge import BuildSpec, Precision, cli, export
 from gmf_edge.bundle import GOLDEN, open_bundle
-from gmf_edge.deploy import bench_bundle, open_engine, predict, verify_bundle
+from gmf_edge.deploy import bench_bundle, deploy_bundle, open_engine, predict, verify_bundle
 from gmf_edge.errors import BundleError, EngineError, SpecError
 from gmf_edge.spec import MAPS, SizeRange, Task
 from gmf_edge.verify.maps import GoldenMaps
@@ -35,6 +35,17 @@ def test_the_bundle_carries_portable_graphs_and_maps_and_passes(pico_backbone: P
     assert set(report["parity"]["maps"]) == set(MAPS)
     assert len(report["parity"]["proofs"]) == len(MAPS) * 4 * 2
     assert all(0 < worst["relative_l2"] <= 0.01 for worst in report["parity"]["maps"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_every_precision_of_one_size_passes(precision: str, backend: str, tmp_path: Path) -> None:
+    spec = BuildSpec(task=Task.FEATURES, precision=Precision(precision), calibration_images=100)
+    export(spec, tmp_path / "b")
+    result = deploy_bundle(tmp_path / "b", backend=backend)
+    assert result.passed, result.reason
+    assert result.report["precision"] == precision
 
 
 def test_it_is_verified_benched_and_shown_like_a_classifier(pico_backbone: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir
 import pytest
-from graph_tools import graph_of, kinds, node, noise, relative_error, run
+from graph_tools import graph_of, kinds, node, noise, relative_error, run, session_of
 from onnx import TensorProto, helper
 
 from gmf_edge.ops import group_mix_attention as op
@@ -115,3 +115,21 @@ def test_a_transpose_that_leads_to_no_map_stays() -> None:
     graph = graph_of(nodes, {"sides": np.array([0, 2, 12])}, ["batch", 6, 4])
     assert grids_for_maps(graph) == 0
     assert transposes(graph) == [3]
+
+
+def test_maps_that_are_outputs_keep_their_names_and_values(fused: onnx_ir.Model) -> None:
+    """A backbone's: they end in the transposes that are made anew."""
+    maps = [
+        each.inputs[0] for each in fused.graph if each.op_type == "Conv" and str(each.name).startswith("patch_embed_layers") and
+        each.inputs[0].producer().op_type == "Reshape"
+    ]  # fmt: skip
+    assert len(maps) == 3
+    for index, value in enumerate(maps):
+        value.name = f"stage{index + 1}"
+    fused.graph.outputs.extend(maps)
+    names = [str(value.name) for value in fused.graph.outputs]
+    form = channel_last_form(fused)
+    assert [value.name for value in form.graph.outputs] == names
+    wanted, found = (session_of(each).run(names, {"images": IMAGES}) for each in (fused, form))
+    for name, expected, got in zip(names, wanted, found, strict=True):
+        assert relative_error(got, expected) <= 1e-5, name
