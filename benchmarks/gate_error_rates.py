@@ -1,4 +1,4 @@
-"""How often the gate of top-1 is wrong, by simulation: the table of docs/gate.md.
+"""How often the gate is wrong: the tables of docs/gate.md, that of top-1 by simulation, that of flips without labels exactly.
 
 An engine is described by shares of images: lost and gained for good, flips between two wrong classes, and near ties, of which a quarter
 is lost and a quarter gained by chance. Sets of images are drawn from it, and each set is judged as gmf_edge.verify.judge does it.
@@ -8,12 +8,13 @@ is lost and a quarter gained by chance. Sets of images are drawn from it, and ea
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from gmf_edge.spec import GATES, Gate, Precision
-from gmf_edge.verify.accuracy import EXCLUDED, SHOWN, Discordant, loss_verdict
+from gmf_edge.verify.accuracy import EXCLUDED, SHOWN, Discordant, binomial, flips_shown, loss_verdict
 
 SETS = 20_000
 SEED = 0
@@ -102,5 +103,38 @@ def table(sets: int = SETS) -> str:
     return "\n".join(lines)
 
 
+FEWER_IMAGES = (16, 64, 200, 1000, 5000)
+# true shares of clear flips, in percent, from none to a broken engine
+FLIPS = {
+    Precision.FP16: (0.0, 0.2, 1.0, 2.0, 5.0, 20.0),
+    Precision.BF16: (0.0, 0.5, 2.0, 5.0, 20.0),
+    Precision.INT8: (0.0, 1.0, 5.0, 10.0, 20.0),
+}
+
+
+def share_passed(true_share: float, images: int, allowed: float) -> float:
+    """How many sets of so many images pass without labels, 0..1, if such a share of the images flips for good."""
+    if true_share == 0:
+        return 1.0
+    fewest = next(flips for flips in range(images + 2) if flips > images or flips_shown(flips, images, allowed))
+    return math.fsum(binomial(flips, images, true_share) for flips in range(fewest))
+
+
+def flips_table() -> str:
+    """All shares of clear flips at all numbers of images, as Markdown."""
+    lines = [
+        "| precision, flips allowed | true share of clear flips | " + " | ".join(f"{n:,}" for n in FEWER_IMAGES) + " |",
+        "|---|---|" + "---|" * len(FEWER_IMAGES),
+    ]
+    for precision, shares in FLIPS.items():
+        allowed = 1 - GATES[precision].min_agreement
+        for share in shares:
+            cells = [f"{100 * share_passed(share / 100, images, allowed):.0f}" for images in FEWER_IMAGES]
+            lines.append(f"| {precision.value}, {100 * allowed:.0f} % | {share:g} % | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     print(table())
+    print()
+    print(flips_table())

@@ -8,6 +8,8 @@ SHOWN      a loss above the limit is the better explanation at SHOWN_CONFIDENCE,
 EXCLUDED   a loss above the limit would have shown itself: rejected at EXCLUDED_CONFIDENCE, one-sided
 UNSETTLED  neither: too few images for this limit. Agreement and the logits' errors are what the gate goes by then
 
+Where there is no top-1 to lose, the share of clear flips is held against its limit in the same way: flips_shown.
+
 tests/verify/test_error_rates.py holds the error rates of the gate that is made of this, and docs/gate.md lists them.
 """
 
@@ -56,6 +58,28 @@ def loss_verdict(found: Discordant, images: int, limit_points: float) -> str:
     if max(score, clear_score) > NormalDist().inv_cdf(SHOWN_CONFIDENCE):
         return SHOWN
     return EXCLUDED if score < -NormalDist().inv_cdf(EXCLUDED_CONFIDENCE) else UNSETTLED
+
+
+def flips_shown(flips: int, images: int, allowed: float) -> bool:
+    """Whether a share of flips above the allowed one is shown, at SHOWN_CONFIDENCE, one-sided: the exact binomial test.
+
+    Args:
+        flips: images with another top-1 than FP32 PyTorch's.
+        images: all of them.
+        allowed: largest accepted share, 0..1; with 0 every flip is shown.
+    """
+    if flips == 0 or allowed >= 1:
+        return False
+    if allowed <= 0:
+        return True
+    as_many = math.fsum(binomial(count, images, allowed) for count in range(flips, images + 1))
+    return as_many <= 1 - SHOWN_CONFIDENCE
+
+
+def binomial(count: int, images: int, share: float) -> float:
+    """The probability that so many of the images flip where each does with probability `share`, between 0 and 1."""
+    ways = math.lgamma(images + 1) - math.lgamma(count + 1) - math.lgamma(images - count + 1)
+    return math.exp(ways + count * math.log(share) + (images - count) * math.log1p(-share))
 
 
 def images_to_settle(found: Discordant, images: int, limit_points: float) -> int | None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from gmf_edge.spec import Gate, MapGate
-from gmf_edge.verify.accuracy import EXCLUDED, SHOWN, SHOWN_CONFIDENCE, images_to_settle, loss_verdict
+from gmf_edge.verify.accuracy import EXCLUDED, SHOWN, SHOWN_CONFIDENCE, flips_shown, images_to_settle, loss_verdict
 from gmf_edge.verify.batches import BatchNumerics
 from gmf_edge.verify.maps import SLACK, MapReport, judge_maps
 from gmf_edge.verify.parity import ParityReport
@@ -20,7 +20,8 @@ def judge(report: ParityReport | MapReport, gate: Gate | MapGate, has_trained_we
 
     In this order: all logits finite; every batch size (cosine, relative L2, rows alike and in their places); then top-1 where there
     are labels and trained weights: outside where a loss above the limit is shown or, with a strict gate, measured; then, unless such a
-    loss is excluded or the gate is strict, agreement (flips that are near ties excused: they say nothing about the engine); then the
+    loss is excluded or the gate is strict, agreement (flips that are near ties excused: they say nothing about the engine; without
+    labels or trained weights it is outside where more flips than the gate allows are shown or, with a strict gate, counted); then the
     cosine and relative L2 of the evaluation images. A report that passes on images that the model hardly tells apart says so, since
     its figures then say little. The limit of the relative L2, which alone sees a wrong scale, is twice the
     relative error that the cosine limit stands for.
@@ -38,7 +39,10 @@ def judge(report: ParityReport | MapReport, gate: Gate | MapGate, has_trained_we
         numerics += f", but the images' logits differ by only {report.reference_spread:.1e} of their norm, too little to prove much"
     if _claims_accuracy(report, has_trained_weights):
         return True, f"{_accuracy_words(report, gate)}{_settled_words(report, gate)}; {_flip_words(report)}; {numerics}"
-    return True, f"{_agreement_words(report, gate)}; {numerics}"
+    too_few = ""
+    if not report.clear_agreement >= gate.min_agreement - SLACK:
+        too_few = f"; {report.images} images are too few to show that it is below the limit"
+    return True, f"{_agreement_words(report, gate)}{too_few}; {numerics}"
 
 
 def _failure(report: ParityReport, gate: Gate, has_trained_weights: bool) -> str | None:
@@ -54,11 +58,13 @@ def _failure(report: ParityReport, gate: Gate, has_trained_weights: bool) -> str
         return failure
     most_l2 = _relative_l2_limit(gate.min_cosine)
     agreement_decides = True
-    if _claims_accuracy(report, has_trained_weights):
+    has_labels = _claims_accuracy(report, has_trained_weights)
+    if has_labels:
         failure, agreement_decides = _accuracy_failure(report, gate)
         if failure is not None:
             return failure
-    if agreement_decides and not report.clear_agreement >= gate.min_agreement - SLACK:
+    below = agreement_decides and not report.clear_agreement >= gate.min_agreement - SLACK
+    if below and (has_labels or gate.strict or _flips_shown(report, gate)):
         return _agreement_words(report, gate)
     if not report.cosine >= gate.min_cosine - SLACK:
         return f"cosine {report.cosine:.6f} is below the limit {gate.min_cosine:g}"
@@ -120,6 +126,11 @@ def _relative_l2_limit(min_cosine: float) -> float:
 
 def _claims_accuracy(report: ParityReport, has_trained_weights: bool) -> bool:
     return has_trained_weights and report.top1_change_points is not None
+
+
+def _flips_shown(report: ParityReport, gate: Gate) -> bool:
+    clear = sum(not flip.near_tie for flip in report.flips)
+    return not math.isfinite(report.clear_agreement) or flips_shown(clear, report.images, 1 - gate.min_agreement)
 
 
 def _accuracy_words(report: ParityReport, gate: Gate) -> str:

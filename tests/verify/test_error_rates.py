@@ -1,4 +1,4 @@
-"""How often the gate of top-1 is wrong, on engines whose true loss is known; docs/gate.md quotes the whole table."""
+"""How often the gate is wrong, on engines whose true loss or true share of flips is known; docs/gate.md quotes the whole tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from gmf_edge.spec import GATES, Precision
-from gmf_edge.verify.accuracy import EXCLUDED, SHOWN, UNSETTLED, Discordant, images_to_settle, loss_verdict
+from gmf_edge.verify.accuracy import EXCLUDED, SHOWN, UNSETTLED, Discordant, binomial, flips_shown, images_to_settle, loss_verdict
 from gmf_edge.verify.metrics import paired_interval, paired_score
 
 REPOSITORY = Path(__file__).parents[2]
@@ -60,7 +60,8 @@ def test_enough_images_settle_it(rates: ModuleType) -> None:
 
 def test_the_document_has_the_table_of_the_script(rates: ModuleType) -> None:
     document = (REPOSITORY / "docs" / "gate.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (?:fp16|int8), .*\|$", document, re.MULTILINE)
+    assert rates.flips_table() in document
+    rows = re.findall(r"^\| (?:fp16|int8), [\d.]+ \| .*\|$", document, re.MULTILINE)
     assert len(rows) == len(rates.ENGINES)
     # one column drawn again, whole; the other columns take minutes on a slow machine
     for row, engine in zip(rows, rates.ENGINES, strict=True):
@@ -111,3 +112,22 @@ def test_so_many_images_do_settle_it_and_one_fewer_in_ten_does_not() -> None:
     assert loss_verdict(none, int(0.9 * number), 0.1) == UNSETTLED
     assert images_to_settle(Discordant(4, 0, 4, 0), 500, 0.5) > images_to_settle(none, 500, 0.5)  # type: ignore[operator]
     assert images_to_settle(none, 360, 0.0) is None
+
+
+def test_flips_are_shown_by_the_binomial_tail() -> None:
+    # P(at least 2 of 16 at 5 %) is 0.189, at least 3 is 0.043
+    assert [flips_shown(flips, 16, 0.05) for flips in (0, 1, 2, 3)] == [False, False, False, True]
+    assert sum(binomial(flips, 16, 0.05) for flips in range(3, 17)) == pytest.approx(0.0429, abs=1e-4)
+    assert flips_shown(1, 16, 0.0)
+    assert not flips_shown(16, 16, 1.0)
+    # where the first terms are smaller than any float: no more than chance gives, and far more
+    assert not flips_shown(2500, 50_000, 0.05)
+    assert flips_shown(2600, 50_000, 0.05)
+
+
+def test_without_labels_what_is_within_the_limit_passes_and_a_broken_engine_does_not(rates: ModuleType) -> None:
+    for precision in (Precision.FP16, Precision.BF16, Precision.INT8):
+        allowed = 1 - GATES[precision].min_agreement
+        for images in rates.FEWER_IMAGES:
+            assert rates.share_passed(allowed, images, allowed) >= 0.90
+            assert rates.share_passed(0.5, images, allowed) <= 0.01
