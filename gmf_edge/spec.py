@@ -250,7 +250,8 @@ class Gate:
 
     Attributes:
         max_drop_points: largest accepted loss of top-1, in absolute percentage points, where there are labels.
-        min_agreement: smallest accepted share of images with the same top-1 as FP32, where there are none.
+        min_agreement: smallest accepted share of images with the same top-1 as FP32, near ties excused, where labels do not settle it;
+            without labels or training a lower share has to be shown (verify.accuracy.flips_shown).
         min_cosine: smallest accepted cosine similarity of logits, at every batch size.
         strict: whether max_drop_points holds for the loss as measured, as it does where a user names it. Otherwise it holds for
             the true loss, as far as the images can tell (gmf_edge.verify.accuracy).

@@ -24,6 +24,8 @@ PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 # what pip says where an index is not there, or has no file for this Python and machine
 NOT_IN_THE_INDEX = re.compile(
     r"No matching distribution found for (\S+)|Failed to establish a new connection|Could not fetch URL|Network is unreachable"
+    # tensorrt's package on PyPI is a stub that asks an index of NVIDIA's
+    r"|The installation of tensorrt\S* for version \S+ failed"
 )
 
 
