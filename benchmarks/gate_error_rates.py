@@ -9,6 +9,7 @@ is lost and a quarter gained by chance. Sets of images are drawn from it, and ea
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,7 +117,7 @@ def share_passed(true_share: float, images: int, allowed: float) -> float:
     """How many sets of so many images pass without labels, 0..1, if such a share of the images flips for good."""
     if true_share == 0:
         return 1.0
-    fewest = next(flips for flips in range(images + 2) if flips > images or flips_shown(flips, images, allowed))
+    fewest = bisect_left(range(images + 1), True, key=lambda flips: flips_shown(flips, images, allowed))
     return math.fsum(binomial(flips, images, true_share) for flips in range(fewest))
 
 

@@ -139,11 +139,13 @@ def load_model(
     ignored = [name for name in state if name not in expected]
     if ignored:
         words.append(f"{len(ignored)} entries without effect ignored ({some_names(ignored, 3)})")
-    # what the checkpoint need not have counts training steps
-    state |= {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in expected.items() if name not in used}
-    # copies: the file may be mapped into memory, and of a type of its own
-    layout = torch.contiguous_format
-    fitting = {name: state[name].to(value.dtype, copy=True, memory_format=layout) for name, value in expected.items()}
+    # copies: the file may be mapped into memory, and of a type of its own; what it need not have counts training steps
+    fitting = {
+        name: state[name].to(value.dtype, copy=True, memory_format=torch.contiguous_format)
+        if name in used
+        else torch.zeros(value.shape, dtype=value.dtype)
+        for name, value in expected.items()
+    }
     model.load_state_dict(fitting, assign=True)
     return model.eval(), WeightsOrigin(kind, path.name, sha256_of(path), ", ".join(words))
 

@@ -37,9 +37,6 @@ def channel_last_form(fused: onnx_ir.Model) -> onnx_ir.Model:
     grids_for_maps(graph)
     linears_by_segment(graph)
     onnx_passes.RemoveUnusedNodesPass()(graph)
-    # a backbone's maps are the ends of such transposes
-    for output, value in zip(fused.graph.outputs, graph.graph.outputs, strict=True):
-        value.name = output.name
     return graph
 
 
@@ -47,10 +44,12 @@ def grids_for_maps(graph: onnx_ir.Model) -> int:
     """Make 3-D transposes between tokens and maps 4-D ones, and drop reshapes that change nothing; how many there were."""
     changed = 0
     for node in list(graph.graph):
-        if node.op_type == "Reshape" and _same_shape(node.inputs[0], node.outputs[0]):
+        out = node.outputs[0]
+        # an output has its own name, and its source may be an input
+        if node.op_type == "Reshape" and not out.is_graph_output() and _same_shape(node.inputs[0], out):
             source = node.inputs[0]
             assert source is not None
-            node.outputs[0].replace_all_uses_with(source, replace_graph_outputs=True)
+            out.replace_all_uses_with(source)
             graph.graph.remove(node, safe=True)
             changed += 1
         elif node.op_type == "Transpose" and list(attribute_of(node, "perm", ())) == TOKENS_TO_CHANNELS:
@@ -222,7 +221,9 @@ def _insert(
 
 
 def _replace(graph: onnx_ir.Model, node: onnx_ir.Node, value: onnx_ir.Value) -> None:
-    """Let the readers of a node's output read another value of the same shape, and remove the node."""
-    value.shape = node.outputs[0].shape
+    """Put another value of the same shape in the place of a node's output, name included, and remove the node."""
+    # its name too: a backbone's maps are such outputs
+    name, value.shape = node.outputs[0].name, node.outputs[0].shape
     node.outputs[0].replace_all_uses_with(value, replace_graph_outputs=True)
     graph.graph.remove(node, safe=True)
+    value.name = name

@@ -39,9 +39,7 @@ def judge(report: ParityReport | MapReport, gate: Gate | MapGate, has_trained_we
         numerics += f", but the images' logits differ by only {report.reference_spread:.1e} of their norm, too little to prove much"
     if _claims_accuracy(report, has_trained_weights):
         return True, f"{_accuracy_words(report, gate)}{_settled_words(report, gate)}; {_flip_words(report)}; {numerics}"
-    too_few = ""
-    if not report.clear_agreement >= gate.min_agreement - SLACK:
-        too_few = f"; {report.images} images are too few to show that it is below the limit"
+    too_few = "" if _agrees(report, gate) else f"; {report.images} images are too few to show that it is below the limit"
     return True, f"{_agreement_words(report, gate)}{too_few}; {numerics}"
 
 
@@ -58,13 +56,13 @@ def _failure(report: ParityReport, gate: Gate, has_trained_weights: bool) -> str
         return failure
     most_l2 = _relative_l2_limit(gate.min_cosine)
     agreement_decides = True
-    has_labels = _claims_accuracy(report, has_trained_weights)
-    if has_labels:
+    claims_accuracy = _claims_accuracy(report, has_trained_weights)
+    if claims_accuracy:
         failure, agreement_decides = _accuracy_failure(report, gate)
         if failure is not None:
             return failure
-    below = agreement_decides and not report.clear_agreement >= gate.min_agreement - SLACK
-    if below and (has_labels or gate.strict or _flips_shown(report, gate)):
+    below = agreement_decides and not _agrees(report, gate)
+    if below and (claims_accuracy or gate.strict or _flips_shown(report, gate)):
         return _agreement_words(report, gate)
     if not report.cosine >= gate.min_cosine - SLACK:
         return f"cosine {report.cosine:.6f} is below the limit {gate.min_cosine:g}"
@@ -126,6 +124,10 @@ def _relative_l2_limit(min_cosine: float) -> float:
 
 def _claims_accuracy(report: ParityReport, has_trained_weights: bool) -> bool:
     return has_trained_weights and report.top1_change_points is not None
+
+
+def _agrees(report: ParityReport, gate: Gate) -> bool:
+    return report.clear_agreement >= gate.min_agreement - SLACK
 
 
 def _flips_shown(report: ParityReport, gate: Gate) -> bool:

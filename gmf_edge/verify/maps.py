@@ -118,6 +118,11 @@ class MapNumerics:
         """Plain values; null for what is not finite, which JSON cannot say."""
         return {key: json_number(value) for key, value in asdict(self).items()} | {"image_size": list(self.image_size)}
 
+    @property
+    def error_share(self) -> float:
+        """max_abs_error over the largest magnitude; NaN of a map of zeros."""
+        return self.max_abs_error / self.largest if self.largest > 0 else float("nan")
+
     def failure(self, gate: MapGate) -> str | None:
         """What is outside the gate, in words; every comparison is written so that NaN is outside."""
         where = f"{self.name} at {words_of_size(self.image_size)}, batch {self.batch}"
@@ -133,8 +138,7 @@ class MapNumerics:
         if not self.cosine >= gate.min_cosine - SLACK:
             return f"{where}: cosine {self.cosine:.6f} is below the limit {gate.min_cosine:g}"
         if not self.max_abs_error <= gate.max_error_share * self.largest + SLACK:
-            share = self.max_abs_error / self.largest if self.largest > 0 else float("nan")
-            return f"{where}: the largest error is {share:.4g} of the largest value (limit {gate.max_error_share:g})"
+            return f"{where}: the largest error is {self.error_share:.4g} of the largest value (limit {gate.max_error_share:g})"
         # rows of one image may differ by what the gate lets one differ from FP32
         if not self.row_spread <= gate.max_relative_l2 + SLACK:
             return f"{where}: two rows of one image differ by {self.row_spread:.4g} of its norm (limit {gate.max_relative_l2:g})"

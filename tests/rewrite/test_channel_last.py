@@ -119,10 +119,8 @@ def test_a_transpose_that_leads_to_no_map_stays() -> None:
 
 def test_maps_that_are_outputs_keep_their_names_and_values(fused: onnx_ir.Model) -> None:
     """A backbone's: they end in the transposes that are made anew."""
-    maps = [
-        each.inputs[0] for each in fused.graph if each.op_type == "Conv" and str(each.name).startswith("patch_embed_layers") and
-        each.inputs[0].producer().op_type == "Reshape"
-    ]  # fmt: skip
+    read = [each.inputs[0] for each in fused.graph if str(each.name).startswith("patch_embed_layers") and each.op_type == "Conv"]
+    maps = [value for value in read if value.producer().op_type == "Reshape"]
     assert len(maps) == 3
     for index, value in enumerate(maps):
         value.name = f"stage{index + 1}"

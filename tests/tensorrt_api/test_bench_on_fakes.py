@@ -101,8 +101,8 @@ def test_layers_have_a_time_of_each_run(machine: Machine) -> None:
         assert [(layer.name, pytest.approx(np.mean(layer.times_ms))) for layer in layers] == engine.layer_times_ms(4)
 
 
-def test_a_bundle_is_measured_with_trtexecs_files(make: MakeMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gmf_edge.deploy.BUILD_PLAN", BenchPlan(warmup_ms=0, duration_s=0.01))
+@pytest.mark.usefixtures("brief_latency")
+def test_a_bundle_is_measured_with_trtexecs_files(make: MakeMachine, tmp_path: Path) -> None:
     make(VERSION)
     folder = bundle(tmp_path / "b", "pico", Precision.FP16)
     deploy_bundle(folder, backend="tensorrt")
@@ -161,10 +161,10 @@ def test_the_builder_is_given_the_plain_exports_precision_and_no_other(
     assert machine.trt.configs[-1]._flags & {"FP16", "BF16", "INT8"} == {precision.name} - {"FP32"}
 
 
+@pytest.mark.usefixtures("brief_latency")
 def test_stock_tensorrt_stands_in_the_table_with_its_parity(
     make: MakeMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gmf_edge.deploy.BUILD_PLAN", BenchPlan(warmup_ms=0, duration_s=0.01))
     make(VERSION, FakeModel(compute_ms=2.0))
     folder = bundle(tmp_path / "b", "pico", Precision.FP16)
     deploy_bundle(folder, backend="tensorrt")

@@ -14,7 +14,6 @@ import pytest
 from trt_fake import FakeModel
 from trt_machine import MakeMachine, bundle
 
-from gmf_edge.bench.latency import BenchPlan
 from gmf_edge.errors import StaleArtifact
 from gmf_edge.spec import Precision
 
@@ -34,8 +33,7 @@ def loaded(path: Path) -> Any:
 
 
 @pytest.fixture
-def gpu_check(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("gmf_edge.deploy.BUILD_PLAN", BenchPlan(warmup_ms=0, duration_s=0.01))
+def gpu_check(monkeypatch: pytest.MonkeyPatch, brief_latency: None) -> Any:
     monkeypatch.setattr(sys, "path", [*sys.path])
     return loaded(SCRIPT)
 

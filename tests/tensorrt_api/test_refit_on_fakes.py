@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from trt_machine import MakeMachine, bundle
 
-from gmf_edge.bench.latency import BenchPlan
 from gmf_edge.bundle import open_bundle
 from gmf_edge.deploy import deploy_bundle, open_engine, verify_bundle
 from gmf_edge.engines.tensorrt.run import TensorRTEngine
@@ -17,12 +16,12 @@ from gmf_edge.errors import EngineError
 from gmf_edge.spec import Precision
 
 
+@pytest.mark.usefixtures("brief_latency")
 @pytest.mark.parametrize("strip", [True, False])
 def test_weights_that_tensorrt_did_not_exchange_are_found_when_a_stripped_engine_is_opened(
     make: MakeMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strip: bool
 ) -> None:
     """The refit answers that all is well: folded weights may have stayed as they were."""
-    monkeypatch.setattr("gmf_edge.deploy.BUILD_PLAN", BenchPlan(warmup_ms=0, duration_s=0.01))
     make("10.3.0")
     folder = bundle(tmp_path / "b", "pico", Precision.FP16)
     assert deploy_bundle(folder, backend="tensorrt", options={"strip": strip}).passed
